@@ -1,0 +1,10 @@
+"""The app of one node's data."""
+
+from django.apps import AppConfig
+
+
+class VectorsConfig(AppConfig):
+    """Namespaces, their log and segments, and the engines that search them."""
+
+    name = "vectors"
+    verbose_name = "Vectors"

@@ -1,0 +1,1 @@
+"""The in-memory engine: pure numpy, knows neither Django nor files nor other nodes."""

@@ -1,0 +1,236 @@
+"""The rows of one namespace in one shard copy: frozen parts, the tail, and where each id is.
+
+At most one row of an id is alive, in whichever part. The caller holds the shard engine's lock around every method that
+is not said to be free of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import cast
+
+import numpy as np
+import orjson
+
+from vectors.engine import ids
+from vectors.engine.distances import Metric, squared_norms
+from vectors.engine.filters import ColumnBudget
+from vectors.engine.operations import NamespacePut, Patch, Upsert
+from vectors.engine.parts import FrozenPart, Part, PartView, TailPart
+
+_SMALLEST_TAIL_PART = 64
+_LARGEST_TAIL_PART_BYTES = 32 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class NamespaceSpec:
+    """What a namespace is: set by its `NamespacePut` entries."""
+
+    uid: str
+    name: str
+    dimension: int
+    metric: Metric
+    recall_target: float
+    picture: str = ""
+
+    @classmethod
+    def of(cls, uid: str, put: NamespacePut) -> NamespaceSpec:
+        """Read it off an operation."""
+        return cls(uid, put.name, put.dimension, cast(Metric, put.metric), put.recall_target, put.picture)
+
+
+@dataclass(frozen=True, eq=False)
+class NamespaceView:
+    """One state of a namespace, immutable: a search, scroll or count runs on it without any lock."""
+
+    spec: NamespaceSpec
+    parts: Sequence[PartView]
+
+    @cached_property
+    def count(self) -> int:
+        """Rows alive."""
+        return sum(view.alive for view in self.parts)
+
+    @cached_property
+    def frozen(self) -> list[PartView]:
+        """The views of frozen parts."""
+        return [view for view in self.parts if isinstance(view.part, FrozenPart)]
+
+    @cached_property
+    def sorted_tail(self) -> list[tuple[bytes, PartView, int]]:
+        """Living rows of the tail in key order: (key, part, row)."""
+        rows: list[tuple[bytes, PartView, int]] = []
+        for view in self.parts:
+            if isinstance(view.part, TailPart):
+                keys = view.part.keys
+                chosen = range(view.rows) if view.living is None else np.flatnonzero(view.living).tolist()
+                rows.extend((keys[row], view, row) for row in chosen)
+        rows.sort(key=lambda item: item[0])
+        return rows
+
+
+class NamespaceEngine:
+    """The mutable state behind the views."""
+
+    def __init__(
+        self, spec: NamespaceSpec, *, frozen: Sequence[FrozenPart] = (), budget: ColumnBudget | None = None
+    ) -> None:
+        self.spec = spec
+        self.frozen = list(frozen)
+        self.tail: list[TailPart] = []
+        self._tail_rows: dict[bytes, tuple[TailPart, int]] = {}
+        self._budget = budget
+        self._view: NamespaceView | None = None
+
+    def view(self) -> NamespaceView:
+        """Return the present state; the same object until something changes."""
+        if self._view is None:
+            parts: list[Part] = [*self.frozen, *self.tail]
+            self._view = NamespaceView(self.spec, tuple(part.view() for part in parts if part.rows))
+        return self._view
+
+    def change(self, spec: NamespaceSpec) -> None:
+        """Take over changed attributes; dimension and metric stay what they were."""
+        self.spec = NamespaceSpec(
+            spec.uid, spec.name, self.spec.dimension, self.spec.metric, spec.recall_target, spec.picture
+        )
+        self._view = None
+
+    def find(self, key: bytes) -> tuple[Part, int] | None:
+        """Return the part and row of a living key."""
+        place = self._tail_rows.get(key)
+        if place is not None or not self.frozen:
+            return place
+        hashes = ids.hashes_of([key])
+        for part in self.frozen:
+            row = int(part.find([key], hashes)[0])
+            if row >= 0:
+                return part, row
+        return None
+
+    def find_many(self, keys: Sequence[bytes]) -> list[tuple[Part, int] | None]:
+        """Return part and row of each key, None where it is not alive."""
+        places: list[tuple[Part, int] | None] = list(map(self._tail_rows.get, keys))
+        if self.frozen:
+            asked = [number for number, place in enumerate(places) if place is None]
+            if asked:
+                keys_asked = [keys[number] for number in asked]
+                hashes = ids.hashes_of(keys_asked)
+                for part in self.frozen:
+                    rows = part.find(keys_asked, hashes)
+                    for position in np.flatnonzero(rows >= 0).tolist():
+                        places[asked[position]] = (part, int(rows[position]))
+        return places
+
+    def upsert(self, operation: Upsert, *, seq: int) -> int:
+        """Write rows; return how many."""
+        keys = operation.keys
+        self._kill(keys)
+        self._append(keys, operation.values, operation.metadata, seq=seq)
+        self._view = None
+        return len(keys)
+
+    def delete(self, keys: Sequence[bytes], *, resolved_at: int | None) -> int:
+        """Delete living rows, only those last changed at or before `resolved_at` where it is given; return how many."""
+        deleted = self._kill(keys, unchanged_since=resolved_at)
+        if deleted:
+            self._view = None
+        return deleted
+
+    def patch(self, operation: Patch, *, seq: int) -> int:
+        """Merge metadata: each row is written anew with its values and the merged object; return how many were there."""
+        places = self.find_many(operation.keys)
+        keys: list[bytes] = []
+        metadata: list[bytes] = []
+        values = np.empty((len(places), self.spec.dimension), dtype=np.float32)
+        for key, patch, place in zip(operation.keys, operation.patches, places, strict=True):
+            if place is None:
+                continue
+            part, row = place
+            values[len(keys)] = part.matrix[row]
+            keys.append(key)
+            metadata.append(merged(part.metadata[row], patch))
+        if keys:
+            self._kill(keys)
+            self._append(keys, values[: len(keys)], metadata, seq=seq)
+            self._view = None
+        return len(keys)
+
+    def _kill(self, keys: Sequence[bytes], *, unchanged_since: int | None = None) -> int:
+        doomed: dict[Part, list[int]] = {}
+        if self.frozen:
+            for place in self.find_many(keys):
+                if place is not None:
+                    doomed.setdefault(place[0], []).append(place[1])
+        else:
+            known = self._tail_rows
+            for key in keys:
+                if key in known:
+                    tail_part, row = known[key]
+                    doomed.setdefault(tail_part, []).append(row)
+        killed = 0
+        for part, rows in doomed.items():
+            unique = np.unique(np.asarray(rows, dtype=np.int64))
+            if unchanged_since is not None:
+                unique = unique[part.seqs[unique] <= unchanged_since]
+            part.kill(unique)
+            killed += len(unique)
+            if isinstance(part, TailPart):
+                for row in unique.tolist():
+                    del self._tail_rows[part.keys[row]]
+        return killed
+
+    def _append(self, keys: Sequence[bytes], values: np.ndarray, metadata: Sequence[bytes], *, seq: int) -> None:
+        norms, slots = squared_norms(values), ids.slots_of(keys)
+        start = 0
+        while start < len(keys):
+            part = self._roomy_part(len(keys) - start)
+            stop = min(len(keys), start + part.room)
+            row = part.append(
+                keys[start:stop],
+                values[start:stop],
+                metadata[start:stop],
+                squared_norms=norms[start:stop],
+                slots=slots[start:stop],
+                seq=seq,
+            )
+            self._tail_rows.update((key, (part, row + offset)) for offset, key in enumerate(keys[start:stop]))
+            start = stop
+
+    def _roomy_part(self, rows: int) -> TailPart:
+        if self.tail and self.tail[-1].room:
+            return self.tail[-1]
+        # Capacities double, so that a tail has few parts and wastes less than its own size; pages that no row has
+        # touched cost nothing.
+        total = sum(part.rows for part in self.tail)
+        largest = max(_SMALLEST_TAIL_PART, _LARGEST_TAIL_PART_BYTES // (4 * self.spec.dimension))
+        part = TailPart(
+            capacity=min(largest, max(_SMALLEST_TAIL_PART, rows, total)),
+            dimension=self.spec.dimension,
+            budget=self._budget,
+        )
+        self.tail.append(part)
+        return part
+
+    @property
+    def tail_alive(self) -> int:
+        """Living rows of the tail."""
+        return sum(part.alive for part in self.tail)
+
+    @property
+    def tail_bytes(self) -> int:
+        """Bytes of the tail in this process."""
+        return sum(part.nbytes for part in self.tail)
+
+    @property
+    def mapped_bytes(self) -> int:
+        """Bytes of the mapped segments."""
+        return sum(part.nbytes for part in self.frozen)
+
+
+def merged(metadata: bytes, patch: bytes) -> bytes:
+    """Return compact JSON of an object with a patch's keys put over its own."""
+    return orjson.dumps(orjson.loads(metadata) | orjson.loads(patch))
+

@@ -1,0 +1,229 @@
+"""Runs of rows: the frozen ones of segments, and the growing ones of the tail.
+
+A row is never changed in place. A newer version of an id is a new row and the older one is marked dead, so a search
+can go on over the rows it saw while writers append.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vectors.engine.filters import ColumnBudget, Columns
+from vectors.engine.packed import PackedBytes
+
+
+class Part:
+    """What both kinds share: vectors, squared norms, slots, last seqs, keys, metadata and the map of living rows.
+
+    `matrix` (capacity, d) float32, `squared_norms` (capacity,) float64, `slots` (capacity,) uint16, `seqs` (capacity,)
+    int64; the first `rows` of each are in use. Writers hold the engine's lock.
+    """
+
+    matrix: np.ndarray
+    squared_norms: np.ndarray
+    slots: np.ndarray
+    seqs: np.ndarray
+    keys: Sequence[bytes]
+    metadata: Sequence[bytes]
+    rows: int
+
+    def __init__(self, *, capacity: int, rows: int, budget: ColumnBudget | None) -> None:
+        self.rows = rows
+        self._living = np.ones(capacity, dtype=bool)
+        self._living_is_shared = False
+        self.dead = 0
+        self.columns = Columns(
+            lambda start, stop: self.metadata[start:stop], lambda start, stop: self.keys[start:stop], budget=budget
+        )
+        self._norms_lock = threading.Lock()
+        self._inverse_norms: np.ndarray | None = None
+        self._norm_range: tuple[int, float, float] = (0, np.inf, 0.0)
+
+    @property
+    def alive(self) -> int:
+        """Rows that are not dead."""
+        return self.rows - self.dead
+
+    @property
+    def living(self) -> np.ndarray:
+        """(rows,) bool: which rows are not dead."""
+        return self._living[: self.rows]
+
+    def is_alive(self, row: int) -> bool:
+        """Whether a row is not dead."""
+        return bool(self._living[row])
+
+    def kill(self, rows: Sequence[int] | np.ndarray) -> None:
+        """Mark living rows dead. Views that were handed out keep the map they have."""
+        if len(rows) == 0:
+            return
+        if self._living_is_shared:
+            self._living = self._living.copy()
+            self._living_is_shared = False
+        self._living[rows] = False
+        self.dead += len(rows)
+
+    def view(self) -> PartView:
+        """Return the rows as they are now; they stay so for as long as the view is held."""
+        if not self.dead:
+            return PartView(self, self.rows, None)
+        self._living_is_shared = True
+        return PartView(self, self.rows, self._living[: self.rows])
+
+    def inverse_norms(self, rows: int) -> np.ndarray:
+        """Return 1 / |x| of the first `rows` rows, 0 for a zero vector: (rows,) float32, kept."""
+        known = self._inverse_norms
+        if known is None or len(known) < rows:
+            with self._norms_lock:
+                known = self._inverse_norms
+                start = 0 if known is None else len(known)
+                if start < rows:
+                    with np.errstate(divide="ignore", over="ignore"):
+                        fresh = 1.0 / np.sqrt(self.squared_norms[start:rows])
+                    fresh[np.isinf(fresh)] = 0.0
+                    more = np.clip(fresh, 0.0, np.finfo(np.float32).max).astype(np.float32)
+                    known = more if known is None else np.concatenate((known, more))
+                    self._inverse_norms = known
+        assert known is not None
+        return known[:rows]
+
+    def norm_range(self, rows: int) -> tuple[float, float]:
+        """Return (smallest non-zero, largest) norm of at least the first `rows` rows; (inf, 0) when all are zero."""
+        counted, low, high = self._norm_range
+        if counted < rows:
+            fresh = self.squared_norms[counted:rows]
+            nonzero = fresh[fresh > 0]
+            if len(nonzero):
+                low = min(low, float(np.sqrt(nonzero.min())))
+                high = max(high, float(np.sqrt(nonzero.max())))
+            self._norm_range = (rows, low, high)
+        return low, high
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rows, mapped ones included."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PartView:
+    """The first `rows` rows of a part; `living` (rows,) bool, or None when all are alive."""
+
+    part: Part
+    rows: int
+    living: np.ndarray | None
+
+    @property
+    def alive(self) -> int:
+        """Rows that are not dead."""
+        return self.rows if self.living is None else int(np.count_nonzero(self.living))
+
+
+class FrozenPart(Part):
+    """The rows of one segment, in key order, over arrays that are mapped from its files.
+
+    `sorted_hashes` (n,) uint64 and `hash_rows` (n,) uint32 find a key: the hashes in order, and the row of each.
+    """
+
+    keys: PackedBytes
+    metadata: PackedBytes
+
+    def __init__(
+        self,
+        *,
+        uid: str,
+        matrix: np.ndarray,
+        squared_norms: np.ndarray,
+        slots: np.ndarray,
+        seqs: np.ndarray,
+        keys: PackedBytes,
+        metadata: PackedBytes,
+        sorted_hashes: np.ndarray,
+        hash_rows: np.ndarray,
+        deleted: np.ndarray | None = None,
+        budget: ColumnBudget | None = None,
+    ) -> None:
+        super().__init__(capacity=len(matrix), rows=len(matrix), budget=budget)
+        self.uid = uid
+        self.matrix, self.squared_norms, self.slots, self.seqs = matrix, squared_norms, slots, seqs
+        self.keys, self.metadata = keys, metadata
+        self._sorted_hashes, self._hash_rows = sorted_hashes, hash_rows
+        if deleted is not None:
+            self.kill(np.flatnonzero(deleted))
+
+    def find(self, keys: Sequence[bytes], hashes: np.ndarray) -> np.ndarray:
+        """Return the living row of each key, -1 where there is none: (n,) int64. `hashes` are those of `keys`."""
+        found = np.full(len(keys), -1, dtype=np.int64)
+        if not self.rows:
+            return found
+        positions = np.searchsorted(self._sorted_hashes, hashes)
+        inside = np.minimum(positions, self.rows - 1)
+        for asked in np.flatnonzero(self._sorted_hashes[inside] == hashes).tolist():
+            position, key = int(positions[asked]), keys[asked]
+            while position < self.rows and self._sorted_hashes[position] == hashes[asked]:
+                row = int(self._hash_rows[position])
+                if self.keys[row] == key:
+                    if self._living[row]:
+                        found[asked] = row
+                    break
+                position += 1
+        return found
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the segment's arrays."""
+        arrays = (self.matrix, self.squared_norms, self.slots, self.seqs, self._sorted_hashes, self._hash_rows)
+        return sum(array.nbytes for array in arrays) + self.keys.nbytes + self.metadata.nbytes
+
+
+class TailPart(Part):
+    """Rows after the newest segment, in the order they were written, up to a fixed capacity."""
+
+    keys: list[bytes]
+    metadata: list[bytes]
+
+    def __init__(self, *, capacity: int, dimension: int, budget: ColumnBudget | None = None) -> None:
+        super().__init__(capacity=capacity, rows=0, budget=budget)
+        self.capacity = capacity
+        self.matrix = np.empty((capacity, dimension), dtype=np.float32)
+        self.squared_norms = np.empty(capacity, dtype=np.float64)
+        self.slots = np.empty(capacity, dtype=np.uint16)
+        self.seqs = np.empty(capacity, dtype=np.int64)
+        self.keys, self.metadata = [], []
+        self._text_bytes = 0
+
+    @property
+    def room(self) -> int:
+        """Rows that still fit."""
+        return self.capacity - self.rows
+
+    def append(
+        self,
+        keys: Sequence[bytes],
+        values: np.ndarray,
+        metadata: Sequence[bytes],
+        *,
+        squared_norms: np.ndarray,
+        slots: np.ndarray,
+        seq: int,
+    ) -> int:
+        """Append rows that fit and return the row of the first. They count once `rows` includes them."""
+        start, stop = self.rows, self.rows + len(keys)
+        self.matrix[start:stop] = values
+        self.squared_norms[start:stop] = squared_norms
+        self.slots[start:stop] = slots
+        self.seqs[start:stop] = seq
+        self.keys.extend(keys)
+        self.metadata.extend(metadata)
+        self._text_bytes += sum(map(len, keys)) + sum(map(len, metadata)) + 130 * len(keys)
+        self.rows = stop
+        return start
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in use: arrays of the rows written, and an estimate of the Python objects for ids and metadata."""
+        return self.rows * (self.matrix.shape[1] * 4 + 26) + self._text_bytes

@@ -1,0 +1,73 @@
+"""`manage.py checkpoint`: turn the log's tail into segments now."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from typing import Any
+
+from django.conf import settings
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+
+from vectors.errors import MLVectorDBError
+from vectors.models import MaintenanceLease, ShardHead
+from vectors.store.checkpoint import checkpoint_due, checkpoint_run
+
+_RETRY_S = 0.2
+
+
+class Command(BaseCommand):
+    """Checkpoint every shard copy of the node, in this process."""
+
+    help = "Turn the tail of the log into segments and prune the log, in this process; may run beside a serving node."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        """Declare the options."""
+        parser.add_argument("--shard", help="label of the shard to checkpoint (default: all)")
+        parser.add_argument("--if-due", action="store_true", help="leave shards alone whose tail is small and young")
+        parser.add_argument(
+            "--wait",
+            type=float,
+            default=60.0,
+            metavar="SECONDS",
+            help="how long to wait for another process that is at it (default: 60)",
+        )
+
+    def handle(
+        self, *args: Any, shard: str | None = None, if_due: bool = False, wait: float = 60.0, **options: Any
+    ) -> None:
+        """Checkpoint and report."""
+        heads = ShardHead.objects.order_by("label")
+        if shard is not None:
+            heads = heads.filter(label=shard)
+            if not heads:
+                raise CommandError(f"there is no shard {shard} on this node")
+        for head in heads:
+            if if_due and not checkpoint_due(head):
+                continue
+            try:
+                self._checkpoint(head, wait)
+            except MLVectorDBError as error:
+                raise CommandError(f"{head.label}: {error.message}") from error
+
+    def _checkpoint(self, head: ShardHead, wait_s: float) -> None:
+        wanted_seq = head.last_seq
+        deadline = time.monotonic() + max(wait_s, 0.0)
+        owner = f"{socket.gethostname()}:{os.getpid()}"
+        while True:
+            result = checkpoint_run(head.uid, owner=owner)
+            if result is not None:
+                self.stdout.write(
+                    f"{result.shard}: seq {result.seq}, manifest {result.manifest}, {result.segments_written} segments,"
+                    f" {result.rows_written} rows, {result.bytes_written} bytes, {result.took_s:.2f} s"
+                )
+                return
+            head.refresh_from_db()
+            if head.manifest_seq >= wanted_seq:
+                self.stdout.write(f"{head.label}: seq {head.manifest_seq}, nothing to do")
+                return
+            if time.monotonic() > deadline:
+                holder = MaintenanceLease.objects.filter(shard=head).values_list("owner", flat=True).first()
+                raise CommandError(f"{head.label}: {holder or 'another process'} is at it for more than {wait_s:g} s")
+            time.sleep(min(_RETRY_S, settings.MLVDB_LEASE_S / 5))

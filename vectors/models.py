@@ -1,0 +1,127 @@
+"""The rows of one node: shard heads, their logs and manifests, namespaces, maintenance leases.
+
+These rows are written by `vectors.store` and `vectors.services` alone; the log's hot path is plain SQL in
+`vectors.store.log`, over the tables declared here.
+"""
+
+from __future__ import annotations
+
+import uuid
+
+from django.db import models
+
+from vectors.engine.operations import Kind
+
+
+def _new_uid() -> str:
+    return uuid.uuid4().hex
+
+
+class ShardHead(models.Model):
+    """One shard copy of this node: the head of its log and what is known of it. Locked for every append."""
+
+    uid = models.CharField(max_length=32, unique=True, default=_new_uid, editable=False)
+    label = models.CharField(max_length=128, unique=True)
+    term = models.BigIntegerField(default=1)
+    last_seq = models.BigIntegerField(default=0)
+    incarnation = models.BigIntegerField(default=1, help_text="Changes when the log is cut back or refilled.")
+    manifest = models.BigIntegerField(default=0, help_text="Number of the current manifest; 0: none yet.")
+    manifest_seq = models.BigIntegerField(default=0, help_text="Operations up to this seq are in segments.")
+    tail_bytes = models.BigIntegerField(default=0, help_text="Payload bytes after manifest_seq.")
+    knocked = models.BooleanField(default=False)
+    damage = models.JSONField(null=True, blank=True, help_text="What is corrupt; writes are refused while set.")
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ["label"]
+
+    def __str__(self) -> str:
+        return self.label
+
+
+class LogEntry(models.Model):
+    """One durable operation: a client batch, a delete, a patch, or a change of a namespace."""
+
+    shard = models.ForeignKey(ShardHead, on_delete=models.CASCADE, related_name="log", db_index=False)
+    seq = models.BigIntegerField()
+    term = models.BigIntegerField()
+    namespace = models.CharField(max_length=32, help_text="uid of the namespace")
+    kind = models.PositiveSmallIntegerField(choices=[(kind.value, kind.name.lower()) for kind in Kind])
+    rows = models.PositiveIntegerField()
+    payload = models.BinaryField()
+    crc32 = models.BigIntegerField()
+    created_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["shard", "seq"], name="log_entry_shard_seq")]
+        verbose_name_plural = "log entries"
+
+    def __str__(self) -> str:
+        return f"{self.shard_id}:({self.term}, {self.seq})"
+
+
+class Manifest(models.Model):
+    """The list of segment files that stand for a shard's operations up to `seq`, with sizes and checksums."""
+
+    shard = models.ForeignKey(ShardHead, on_delete=models.CASCADE, related_name="manifests")
+    number = models.BigIntegerField()
+    seq = models.BigIntegerField()
+    term = models.BigIntegerField()
+    document = models.JSONField()
+    crc32 = models.BigIntegerField()
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["shard", "number"], name="manifest_shard_number")]
+
+    def __str__(self) -> str:
+        return f"{self.shard_id}: manifest {self.number} at seq {self.seq}"
+
+
+class Namespace(models.Model):
+    """A named set of vectors of one dimension and one metric in one shard copy. A dropped uid never returns."""
+
+    class Metric(models.TextChoices):
+        """How two vectors are compared."""
+
+        COSINE = "cosine", "cosine similarity"
+        IP = "ip", "inner product"
+        L2 = "l2", "squared distance"
+
+    shard = models.ForeignKey(ShardHead, on_delete=models.CASCADE, related_name="namespaces")
+    uid = models.CharField(max_length=32, default=_new_uid, editable=False)
+    name = models.CharField(max_length=128)
+    dimension = models.PositiveIntegerField()
+    metric = models.CharField(max_length=6, choices=Metric.choices, default=Metric.COSINE)
+    recall_target = models.FloatField(default=0.99)
+    picture = models.CharField(max_length=11, blank=True, help_text="WIDTHxHEIGHT when the values of a row are the grey levels of a picture.")
+    created_at = models.DateTimeField(auto_now_add=True)
+    dropped_at = models.DateTimeField(null=True, blank=True, editable=False)
+
+    class Meta:
+        ordering = ["name"]
+        constraints = [
+            models.UniqueConstraint(fields=["shard", "uid"], name="namespace_shard_uid"),
+            models.UniqueConstraint(
+                fields=["shard", "name"], condition=models.Q(dropped_at__isnull=True), name="namespace_shard_name_alive"
+            ),
+            models.CheckConstraint(condition=models.Q(dimension__gte=1), name="namespace_dimension_positive"),
+            models.CheckConstraint(
+                condition=models.Q(recall_target__gt=0) & models.Q(recall_target__lte=1), name="namespace_recall_target"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class MaintenanceLease(models.Model):
+    """Who may checkpoint a shard: an owner, a fencing token, and a counter that the owner bumps while it works."""
+
+    shard = models.OneToOneField(ShardHead, on_delete=models.CASCADE, related_name="lease")
+    owner = models.CharField(max_length=128, blank=True)
+    token = models.BigIntegerField(default=0)
+    beats = models.BigIntegerField(default=0)
+
+    def __str__(self) -> str:
+        return f"{self.shard_id}: {self.owner or 'free'}"

@@ -1,0 +1,466 @@
+"""The query processor of a single node: answers from its one shard copy."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from django.conf import settings
+
+from vectors import services
+from vectors.engine import ids, search
+from vectors.engine.distances import Query
+from vectors.engine.filters import Filter
+from vectors.engine.namespace import NamespaceSpec, NamespaceView
+from vectors.engine.operations import Delete, Operation, Patch, Upsert, encode
+from vectors.engine.shard import ShardEngine
+from vectors.errors import (
+    DimensionMismatch,
+    NamespaceNotFound,
+    NotReady,
+    ShardDamaged,
+    TokenLost,
+    VectorNotFound,
+)
+from vectors.query_processor.port import (
+    DEFAULT_OPTIONS,
+    Answer,
+    Fetched,
+    Hit,
+    NamespaceInfo,
+    Page,
+    Record,
+    RequestOptions,
+    SearchRequest,
+    ShardAccount,
+    StorageInfo,
+    VectorBatch,
+    WriteResult,
+)
+from vectors.runtime import ShardRuntime, runtime
+from vectors.store import log
+from vectors.store.recovery import OpenShard
+from vectors.tokens import parse_token, token_of
+
+logger = logging.getLogger(__name__)
+
+_KNOCK_INTERVAL_S = 1.0
+_ROW_OVERHEAD_BYTES = 160
+_DROPPED_RETRIES = 3
+
+
+class _Committed(NamedTuple):
+    position: log.Position
+    changed: int
+
+
+class LocalQueryProcessor:
+    """One shard copy of this node behind the port; the first one unless `shard_id` says which. Thread-safe."""
+
+    def __init__(self, shard_id: int | None = None) -> None:
+        self._given = shard_id
+        self._found: int | None = None
+        self._knocked_at = 0.0
+
+    # Writes.
+
+    def insert(self, batch: VectorBatch, *, namespace: str, options: RequestOptions = DEFAULT_OPTIONS) -> WriteResult:
+        """Write one row; a known id is replaced."""
+        return self.upsert_many(batch, namespace=namespace, options=options)
+
+    def upsert_many(
+        self, batch: VectorBatch, *, namespace: str, options: RequestOptions = DEFAULT_OPTIONS
+    ) -> WriteResult:
+        """Write many rows in one log entry; of a repeated id the last wins."""
+        keys = _with_generated(batch.keys, namespace, options.idempotency_key)
+        shard = self._shard()
+        runtime().reserve_memory(
+            batch.values.nbytes + sum(map(len, batch.metadata)) + _ROW_OVERHEAD_BYTES * len(keys)
+        )
+        operation = _upsert(keys, batch)
+        dimension = int(batch.values.shape[1])
+        for _attempt in range(_DROPPED_RETRIES):
+            spec = self._spec_for_write(shard, namespace, dimension, options)
+            try:
+                committed = self._commit(shard, spec, operation, options)
+            except NamespaceNotFound:
+                # Dropped between the look and the append: the next look makes it anew.
+                self._open(shard, options, write=True)
+                continue
+            return self._written(shard, keys, len(keys), committed.position)
+        raise NotReady(f"namespace {namespace} is being dropped again and again", retry_after_s=1)
+
+    def patch(
+        self, key: bytes, *, metadata: bytes, namespace: str, options: RequestOptions = DEFAULT_OPTIONS
+    ) -> WriteResult:
+        """Merge a compact JSON object into a row's metadata."""
+        shard = self._shard()
+        opened = self._open(shard, options, write=True)
+        spec = _spec(opened.engine, namespace)
+        if opened.engine.find_many(namespace, [key])[0] is None:
+            raise _unknown(key)
+        committed = self._commit(shard, spec, Patch([key], [metadata]), options)
+        if not committed.changed:
+            raise _unknown(key)
+        return self._written(shard, [key], 1, committed.position)
+
+    def delete(
+        self,
+        *,
+        namespace: str,
+        keys: Sequence[bytes] | None = None,
+        filter: Filter | None = None,
+        options: RequestOptions = DEFAULT_OPTIONS,
+    ) -> WriteResult:
+        """Delete by keys, or the rows that match a filter now and do not change until their deletion is logged."""
+        shard = self._shard()
+        opened = self._open(shard, options, write=True)
+        spec = _spec(opened.engine, namespace)
+        resolved_at: int | None = None
+        if keys is None:
+            assert filter is not None
+            with opened.engine.lock:
+                resolved_at, view = opened.engine.seq, opened.engine.view(namespace)
+            keys = [] if view is None else search.matching_keys(view, filter)
+        else:
+            keys = list(dict.fromkeys(keys))
+        deleted = 0
+        position = log.Position(opened.engine.term, opened.engine.seq)
+        for start in range(0, len(keys), settings.MLVDB_MAX_BATCH):
+            some = keys[start : start + settings.MLVDB_MAX_BATCH]
+            committed = self._commit(shard, spec, Delete(some, resolved_at), options)
+            deleted += committed.changed
+            position = committed.position
+        return self._written(shard, keys, deleted, position)
+
+    def namespace_put(
+        self,
+        name: str,
+        *,
+        dimension: int | None = None,
+        metric: str | None = None,
+        recall_target: float | None = None,
+        picture: str | None = None,
+        options: RequestOptions = DEFAULT_OPTIONS,
+    ) -> NamespaceInfo:
+        """Make or change a namespace."""
+        shard = self._shard()
+        services.namespace_put(
+            shard.shard_id,
+            name,
+            dimension=dimension,
+            metric=metric,
+            recall_target=recall_target,
+            picture=picture,
+        )
+        opened = self._open(shard, options)
+        return _info(opened.engine, name)
+
+    def namespace_drop(self, name: str, *, options: RequestOptions = DEFAULT_OPTIONS) -> WriteResult:
+        """End a namespace."""
+        shard = self._shard()
+        position = services.namespace_drop(shard.shard_id, name)
+        opened = self._open(shard, options)
+        return self._written(shard, [], opened.engine.result(position.seq) or 0, position)
+
+    # Reads.
+
+    def get(self, key: bytes, *, namespace: str, options: RequestOptions = DEFAULT_OPTIONS) -> Answer[Record]:
+        """Return a row."""
+        opened, account = self._open_for_read(options, partial=False)
+        _spec(opened.engine, namespace)
+        place = opened.engine.find_many(namespace, [key])[0]
+        if place is None:
+            raise _unknown(key)
+        part, row = place
+        return Answer(Record(key, part.matrix[row], part.metadata[row]), [account])
+
+    def fetch(
+        self, keys: Sequence[bytes], *, namespace: str, options: RequestOptions = DEFAULT_OPTIONS
+    ) -> Answer[Fetched]:
+        """Return the rows of `keys`."""
+        opened, account = self._open_for_read(options, partial=False)
+        records, missing = [], []
+        for key, place in zip(keys, opened.engine.find_many(namespace, keys), strict=True):
+            if place is None:
+                missing.append(key)
+            else:
+                part, row = place
+                records.append(Record(key, part.matrix[row], part.metadata[row]))
+        return Answer(Fetched(records, missing), [account])
+
+    def find_similar(
+        self, request: SearchRequest, *, namespace: str, options: RequestOptions = DEFAULT_OPTIONS
+    ) -> Answer[list[Hit]]:
+        """Return the best rows."""
+        answer = self._search([request], namespace=namespace, options=options)
+        return Answer(answer.value[0], answer.shards)
+
+    def search_batch(
+        self, requests: Sequence[SearchRequest], *, namespace: str, options: RequestOptions = DEFAULT_OPTIONS
+    ) -> Answer[list[list[Hit]]]:
+        """Answer many searches on one state of the namespace."""
+        return self._search(requests, namespace=namespace, options=options)
+
+    def count(
+        self, *, namespace: str, filter: Filter | None = None, options: RequestOptions = DEFAULT_OPTIONS
+    ) -> Answer[int]:
+        """Return how many rows match."""
+        opened, account = self._open_for_read(options, partial=False)
+        view = opened.engine.view(namespace)
+        return Answer(0 if view is None else search.count(view, filter), [account])
+
+    def scroll(
+        self,
+        *,
+        namespace: str,
+        limit: int,
+        after: bytes | None = None,
+        filter: Filter | None = None,
+        with_values: bool = True,
+        options: RequestOptions = DEFAULT_OPTIONS,
+    ) -> Answer[Page]:
+        """Return up to `limit` rows after a key, in key order."""
+        opened, account = self._open_for_read(options, partial=False)
+        view = opened.engine.view(namespace)
+        if view is None:
+            return Answer(Page([], None), [account])
+        rows, more = search.scroll(view, limit=limit, after=after, filter=filter)
+        records = [
+            Record(key, part.part.matrix[row] if with_values else None, part.part.metadata[row])
+            for key, part, row in rows
+        ]
+        return Answer(Page(records, records[-1].key if more and records else None), [account])
+
+    def list_namespaces(self) -> list[str]:
+        """Return the names, sorted."""
+        return self._open(self._shard(), DEFAULT_OPTIONS).engine.names()
+
+    def namespace_details(self) -> list[NamespaceInfo]:
+        """Return what is known of every namespace, sorted by name."""
+        engine = self._open(self._shard(), DEFAULT_OPTIONS).engine
+        return [_info(engine, namespace.spec.name) for namespace in engine.namespaces()]
+
+    def storage_info(self) -> StorageInfo:
+        """Return totals."""
+        engine = self._open(self._shard(), DEFAULT_OPTIONS).engine
+        views = [(name, engine.view(name)) for name in engine.names()]
+        counts = {name: view.count for name, view in views if view is not None}
+        return StorageInfo(sum(counts.values()), engine.mapped_bytes + engine.tail_bytes, counts)
+
+    # The ways in.
+
+    def _shard(self) -> ShardRuntime:
+        shard_id = self._given if self._given is not None else self._found
+        if shard_id is None:
+            shard_id = self._found = services.ensure_local_shard().pk
+        return runtime().shard(shard_id)
+
+    def _open(self, shard: ShardRuntime, options: RequestOptions, *, write: bool = False) -> OpenShard:
+        timeout_s = options.timeout_s or (
+            settings.MLVDB_WRITE_TIMEOUT_S if write else settings.MLVDB_READ_TIMEOUT_S
+        )
+        return shard.fresh(timeout_s=timeout_s)
+
+    def _open_for_read(self, options: RequestOptions, *, partial: bool) -> tuple[OpenShard, ShardAccount]:
+        opened = self._open(self._shard(), options)
+        _check_tokens(opened, options)
+        label = opened.head.label
+        if not opened.damage:
+            return opened, ShardAccount(label, "primary")
+        if not (partial if options.partial is None else options.partial):
+            raise ShardDamaged(
+                f"shard {label} has lost data; partial=true answers from what is left",
+                detail={"shard": label, "damage": opened.damage},
+            )
+        return opened, ShardAccount(label, "primary", lag=_lost_entries(opened), error="shard_damaged")
+
+    def _spec_for_write(
+        self, shard: ShardRuntime, namespace: str, dimension: int, options: RequestOptions
+    ) -> NamespaceSpec:
+        opened = shard.opened
+        spec = None if opened is None else opened.engine.spec(namespace)
+        if spec is None:
+            opened = self._open(shard, options, write=True)
+            spec = opened.engine.spec(namespace)
+        if spec is None:
+            services.namespace_ensure(shard.shard_id, namespace, dimension=dimension)
+            spec = _spec(self._open(shard, options, write=True).engine, namespace)
+        if spec.dimension != dimension:
+            # The engine may lag behind a drop and a new namespace of that name.
+            spec = self._open(shard, options, write=True).engine.spec(namespace) or spec
+            if spec.dimension != dimension:
+                raise services.dimension_mismatch(namespace, spec.dimension, dimension)
+        return spec
+
+    def _commit(
+        self, shard: ShardRuntime, spec: NamespaceSpec, operation: Operation, options: RequestOptions
+    ) -> _Committed:
+        position = shard.appender.append(
+            namespace=spec.uid, kind=operation.kind, rows=operation.rows, payload=encode(operation)
+        )
+        if shard.appender.tail_bytes >= settings.MLVDB_TAIL_SOFT_BYTES:
+            self._knock(shard)
+        timeout_s = options.timeout_s or settings.MLVDB_WRITE_TIMEOUT_S
+        changed = shard.applied(position, namespace=spec.uid, operation=operation, timeout_s=timeout_s)
+        return _Committed(position, changed)
+
+    def _knock(self, shard: ShardRuntime) -> None:
+        now = time.monotonic()
+        if now - self._knocked_at < _KNOCK_INTERVAL_S:
+            return
+        self._knocked_at = now
+        head = log.read_head(shard.shard_id)
+        if head is not None:
+            services.checkpoint_request(head.uid)
+
+    def _written(
+        self, shard: ShardRuntime, keys: Sequence[bytes], count: int, position: log.Position
+    ) -> WriteResult:
+        opened = shard.opened
+        assert opened is not None
+        head = opened.head
+        return WriteResult(keys, count, {head.label: token_of(head.uid, term=position.term, seq=position.seq)})
+
+    def _search(
+        self, requests: Sequence[SearchRequest], *, namespace: str, options: RequestOptions
+    ) -> Answer[list[list[Hit]]]:
+        started = time.perf_counter()
+        opened, account = self._open_for_read(options, partial=True)
+        view = opened.engine.view(namespace)
+        if view is None:
+            return Answer([[] for _ in requests], [account])
+        wanteds = [
+            _wanted(request, view, opened.engine, f"searches[{number}]." if len(requests) > 1 else "")
+            for number, request in enumerate(requests)
+        ]
+        results = [search.search(view, wanteds[0])] if len(wanteds) == 1 else search.search_batch(view, wanteds)
+        hits = [_hits(result, request) for result, request in zip(results, requests, strict=True)]
+        return Answer(
+            hits,
+            [
+                ShardAccount(
+                    account.shard,
+                    account.copy,
+                    lag=account.lag,
+                    took_ms=(time.perf_counter() - started) * 1000,
+                    candidates=sum(result.candidates for result in results),
+                    error=account.error,
+                )
+            ],
+        )
+
+
+def _with_generated(keys: Sequence[bytes | None], namespace: str, idempotency_key: str | None) -> list[bytes]:
+    lacking = [number for number, key in enumerate(keys) if key is None]
+    if not lacking:
+        return list(keys)  # type: ignore[arg-type]
+    if idempotency_key is None:
+        source = os.urandom(16 * len(lacking))
+    else:
+        source = hashlib.shake_256(f"{namespace}\0{idempotency_key}".encode()).digest(16 * len(lacking))
+    made = list(keys)
+    for number, key in zip(lacking, ids.uuid_keys(len(lacking), random_bytes=source), strict=True):
+        made[number] = key
+    return made  # type: ignore[return-value]
+
+
+def _upsert(keys: list[bytes], batch: VectorBatch) -> Upsert:
+    last = {key: number for number, key in enumerate(keys)}
+    if len(last) == len(keys):
+        return Upsert(keys, batch.values, batch.metadata)
+    chosen = sorted(last.values())
+    return Upsert(
+        [keys[number] for number in chosen], batch.values[chosen], [batch.metadata[number] for number in chosen]
+    )
+
+
+def _wanted(request: SearchRequest, view: NamespaceView, engine: ShardEngine, prefix: str) -> search.Wanted:
+    spec = view.spec
+    values = request.query
+    if values is None:
+        assert request.key is not None
+        place = engine.find_many(spec.name, [request.key])[0]
+        if place is None:
+            raise _unknown(request.key, field=prefix + "id")
+        values = place[0].matrix[place[1]]
+    elif len(values) != spec.dimension:
+        raise DimensionMismatch(
+            f"namespace {spec.name} has dimension {spec.dimension}, got {len(values)} values",
+            field=prefix + "query",
+            detail={"namespace": spec.name, "dimension": spec.dimension, "got": len(values)},
+        )
+    metric = request.metric or spec.metric
+    return search.Wanted(
+        Query.of(values, metric),  # type: ignore[arg-type]
+        request.top_k + request.offset,
+        request.filter,
+        request.score_threshold,
+    )
+
+
+def _hits(result: search.Result, request: SearchRequest) -> list[Hit]:
+    return [
+        Hit(
+            found.key,
+            found.view.part.matrix[found.row] if request.with_values else None,
+            found.view.part.metadata[found.row] if request.with_metadata else None,
+            found.score,
+        )
+        for found in result.found[request.offset :]
+    ]
+
+
+def _spec(engine: ShardEngine, namespace: str) -> NamespaceSpec:
+    spec = engine.spec(namespace)
+    if spec is None:
+        raise NamespaceNotFound(f"there is no namespace {namespace}", field="namespace")
+    return spec
+
+
+def _unknown(key: bytes, *, field: str = "id") -> VectorNotFound:
+    return VectorNotFound(f"there is no vector {ids.id_of(key)!r}", field=field)
+
+
+def _info(engine: ShardEngine, name: str) -> NamespaceInfo:
+    spec, view = _spec(engine, name), engine.view(name)
+    assert view is not None
+    tail = [part for part in view.parts if part not in view.frozen]
+    return NamespaceInfo(
+        name=name,
+        uid=spec.uid,
+        dimension=spec.dimension,
+        metric=spec.metric,
+        recall_target=spec.recall_target,
+        picture=spec.picture,
+        count=view.count,
+        segments=len(view.frozen),
+        tail_rows=sum(part.alive for part in tail),
+        size_bytes=sum(part.part.nbytes for part in view.parts),
+        measured_recall=None,
+    )
+
+
+def _check_tokens(opened: OpenShard, options: RequestOptions) -> None:
+    if not options.min_seq:
+        return
+    text = options.min_seq.get(opened.head.label)
+    if text is None:
+        return
+    token = parse_token(text)
+    # Every acknowledged entry of this log is in the engine by now, so what it does not have will not come.
+    if not token.names(opened.head.uid) or (token.term, token.seq) > (opened.engine.term, opened.engine.seq):
+        raise TokenLost(
+            f"shard {opened.head.label} does not have the entry of that token",
+            field="min_seq",
+            detail={"shard": opened.head.label, "token": text},
+        )
+
+
+def _lost_entries(opened: OpenShard) -> int:
+    lost = opened.damage.get("log")
+    return 0 if lost is None else int(lost["last_seq"]) - opened.engine.seq

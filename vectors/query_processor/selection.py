@@ -1,0 +1,21 @@
+"""Which query processor this node answers with: the seam through which a cluster takes over the views."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import cast
+
+from django.conf import settings
+from django.utils.module_loading import import_string
+
+from vectors.query_processor.port import QueryProcessor
+
+
+def query_processor() -> QueryProcessor:
+    """Return the query processor named by MLVDB_QUERY_PROCESSOR (one per process, stateless)."""
+    return _instance(settings.MLVDB_QUERY_PROCESSOR)
+
+
+@cache
+def _instance(path: str) -> QueryProcessor:
+    return cast(QueryProcessor, import_string(path)())

@@ -1,0 +1,285 @@
+"""The engines of this process: opened lazily, caught up on every request, swapped when a new manifest appears.
+
+A request asks for the head of the log (one short statement) and applies what its process lacks, so a read sees every
+write answered before it began, in whichever worker it lands. A background thread catches up idle processes and maps
+new segments, so that no request waits for that.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from django.conf import settings
+from django.db import connection
+
+from vectors.engine.filters import ColumnBudget
+from vectors.engine.operations import Operation
+
+from vectors.errors import LogGap, MemoryLimitReached, NotReady
+from vectors.store import log, recovery
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """Whether this process serves at full speed, and how far it is."""
+
+    ready: bool
+    percent: float
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+
+class ShardRuntime:
+    """The engine of one shard copy in this process."""
+
+    def __init__(self, shard_id: int, *, budget: ColumnBudget) -> None:
+        self.shard_id = shard_id
+        self.appender = log.Appender(shard_id)
+        self.progress = recovery.Progress()
+        self._budget = budget
+        self._opened: recovery.OpenShard | None = None
+        self._lock = threading.RLock()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the engine is mapped and replayed."""
+        return self._opened is not None
+
+    @property
+    def opened(self) -> recovery.OpenShard | None:
+        """The engine as it is now, not caught up; None before it is open."""
+        return self._opened
+
+    def fresh(self, *, timeout_s: float) -> recovery.OpenShard:
+        """Return the engine caught up with every entry committed before the call.
+
+        Raise NotReady when that takes longer than `timeout_s`.
+        """
+        opened = self._opened
+        head = log.read_head(self.shard_id)
+        if head is None:
+            raise NotReady(f"shard copy {self.shard_id} has left this node", retry_after_s=1)
+        if opened is not None and opened.head.incarnation == head.incarnation and opened.engine.seq >= head.last_seq:
+            return opened
+        return self.caught_up(head, timeout_s=timeout_s)
+
+    def caught_up(self, head: log.Head, *, timeout_s: float) -> recovery.OpenShard:
+        """Return the engine with the log applied up to `head`, opening or rebuilding it where that must be."""
+        if not self._lock.acquire(timeout=timeout_s):
+            raise NotReady(
+                f"shard {head.label} is being opened: {self.progress.percent:.0f} %",
+                detail={"percent": round(self.progress.percent, 1)},
+                retry_after_s=1,
+            )
+        try:
+            opened = self._opened
+            if opened is not None and opened.head.incarnation == head.incarnation:
+                if opened.engine.seq >= head.last_seq:
+                    return opened
+                try:
+                    recovery.catch_up(opened, through=head.last_seq)
+                    return opened
+                except LogGap:
+                    logger.info("engine_rebuilt shard=%s applied=%d head=%d", head.label, opened.engine.seq, head.last_seq)
+            self._opened = recovery.open_shard(self.shard_id, budget=self._budget, progress=self.progress)
+            return self._opened
+        finally:
+            self._lock.release()
+
+    def applied(self, position: log.Position, *, namespace: str, operation: Operation, timeout_s: float) -> int:
+        """Apply an entry that this process has just committed; return how many rows it changed."""
+        opened = self._opened
+        if opened is not None and opened.engine.seq == position.seq - 1 and self._lock.acquire(timeout=timeout_s):
+            try:
+                if self._opened is opened and opened.engine.seq == position.seq - 1:
+                    opened.engine.apply(
+                        seq=position.seq, term=position.term, namespace=namespace, operation=operation
+                    )
+            finally:
+                self._lock.release()
+        if opened is None or opened.engine.seq < position.seq:
+            opened = self.fresh(timeout_s=timeout_s)
+        changed = opened.engine.result(position.seq)
+        return operation.rows if changed is None else changed
+
+    def swap(self) -> bool:
+        """Stand on the newest manifest, if this engine does not yet: map it, replay the rest, then exchange engines.
+
+        Searches go on over the old engine meanwhile. Return whether there was something to do.
+        """
+        opened = self._opened
+        head = log.read_head(self.shard_id)
+        if opened is None or head is None or head.manifest == opened.manifest.number or opened.damage:
+            return False
+        fresh = recovery.open_shard(self.shard_id, budget=self._budget)
+        with self._lock:
+            if self._opened is not opened:
+                return False
+            recovery.catch_up(fresh, through=max(fresh.engine.seq, opened.engine.seq))
+            fresh.engine.adopt_results(opened.engine)
+            self._opened = fresh
+        logger.info("segments_swapped shard=%s manifest=%d seq=%d", head.label, fresh.manifest.number, fresh.engine.seq)
+        return True
+
+
+class Runtime:
+    """All shard copies of this process, and the thread that looks after them."""
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+        self.budget = ColumnBudget(settings.MLVDB_FILTER_CACHE_BYTES)
+        self._shards: dict[int, ShardRuntime] = {}
+        self._lock = threading.Lock()
+        self._warm = threading.Event()
+        self._stop = threading.Event()
+        self._error: str | None = None
+        self._memory_bytes = 0
+        self._keeper = threading.Thread(target=self._keep, name="engine-keeper", daemon=True)
+
+    def start(self) -> None:
+        """Start opening the shards in the background."""
+        self._keeper.start()
+
+    def stop(self) -> None:
+        """End the background thread (tests)."""
+        self._stop.set()
+        if self._keeper.is_alive():
+            self._keeper.join(timeout=10)
+
+    def shard(self, shard_id: int) -> ShardRuntime:
+        """Return the runtime of a shard copy."""
+        shard = self._shards.get(shard_id)
+        if shard is None:
+            with self._lock:
+                shard = self._shards.setdefault(shard_id, ShardRuntime(shard_id, budget=self.budget))
+        return shard
+
+    def shards(self) -> Sequence[ShardRuntime]:
+        """Return the runtimes made so far."""
+        return list(self._shards.values())
+
+    def readiness(self) -> Readiness:
+        """Return whether every shard copy is open."""
+        shards = self.shards()
+        total = sum(shard.progress.total for shard in shards)
+        done = sum(min(shard.progress.done, shard.progress.total) for shard in shards)
+        ready = self._warm.is_set()
+        percent = 100.0 if ready else min(99.0, 100.0 * done / total) if total else 0.0
+        detail: dict[str, Any] = {"bytes_done": done, "bytes_total": total}
+        if self._error is not None:
+            detail["error"] = self._error
+        damage = {
+            shard.opened.head.label: shard.opened.damage for shard in shards if shard.opened and shard.opened.damage
+        }
+        if damage:
+            detail["damage"] = damage
+        return Readiness(ready, percent, detail)
+
+    def memory_bytes(self) -> int:
+        """Return the estimated bytes of the node's engines: segments once, tails in every worker."""
+        opened = [shard.opened for shard in self.shards() if shard.opened is not None]
+        mapped = sum(item.engine.mapped_bytes for item in opened)
+        return int(mapped + settings.MLVDB_WORKERS * sum(item.engine.tail_bytes for item in opened))
+
+    def reserve_memory(self, extra_bytes: int) -> None:
+        """Count in a batch of `extra_bytes`; raise MemoryLimitReached when it would take the node over its limit.
+
+        Between two rounds of the background thread, which measures, the batches of this process add up here.
+        """
+        limit = memory_limit()
+        wanted = self._memory_bytes + settings.MLVDB_WORKERS * extra_bytes
+        if wanted > limit:
+            raise MemoryLimitReached(
+                "the batch does not fit in MLVDB_MEMORY_LIMIT; delete rows or raise it",
+                detail={
+                    "estimated_bytes": self._memory_bytes,
+                    "batch_bytes": extra_bytes,
+                    "limit_bytes": limit,
+                },
+            )
+        self._memory_bytes = wanted
+
+    def _keep(self) -> None:
+        try:
+            while not self._stop.is_set():
+                try:
+                    self._look_after()
+                    self._error = None
+                except Exception as error:
+                    # The database may be away for a while; requests report that, this thread only comes back.
+                    self._error = str(error)
+                    logger.warning("engine_keeper_failed error=%s", error, exc_info=not self._warm.is_set())
+                    connection.close()
+                self._stop.wait(settings.MLVDB_IDLE_CATCH_UP_S)
+        finally:
+            connection.close()
+
+    def _look_after(self) -> None:
+        heads = log.read_heads()
+        for head in heads:
+            shard = self.shard(head.shard_id)
+            shard.caught_up(head, timeout_s=settings.MLVDB_IDLE_CATCH_UP_S if shard.is_open else 3600.0)
+            if shard.swap():
+                release_memory()
+        self._memory_bytes = self.memory_bytes()
+        gone = set(self._shards) - {head.shard_id for head in heads}
+        for shard_id in gone:
+            del self._shards[shard_id]
+        if not self._warm.is_set():
+            release_memory()
+            self._warm.set()
+
+
+_runtime: Runtime | None = None
+_runtime_lock = threading.Lock()
+
+
+def runtime() -> Runtime:
+    """Return this process's runtime, made and started on first use; a forked child makes its own."""
+    global _runtime
+    current = _runtime
+    if current is not None and current.process == os.getpid():
+        return current
+    with _runtime_lock:
+        if _runtime is None or _runtime.process != os.getpid():
+            _runtime = Runtime()
+            _runtime.start()
+        return _runtime
+
+
+def reset() -> None:
+    """Throw this process's engines away (tests, libraries that change their database)."""
+    global _runtime
+    with _runtime_lock:
+        current, _runtime = _runtime, None
+    if current is not None and current.process == os.getpid():
+        current.stop()
+
+
+def readiness() -> Readiness:
+    """Return the readiness of this process, starting its runtime if need be."""
+    return runtime().readiness()
+
+
+def memory_limit() -> int:
+    """Return MLVDB_MEMORY_LIMIT in bytes, 80 % of the machine's memory when it is 0."""
+    if settings.MLVDB_MEMORY_LIMIT:
+        return int(settings.MLVDB_MEMORY_LIMIT)
+    return int(0.8 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def release_memory() -> None:
+    """Give freed heap pages back to the system, after a swap has dropped a tail (glibc keeps them otherwise)."""
+    if sys.platform == "linux":
+        try:
+            ctypes.CDLL(None).malloc_trim(0)
+        except (OSError, AttributeError):
+            logger.debug("malloc_trim is not available")

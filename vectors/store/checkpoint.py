@@ -1,0 +1,256 @@
+"""Checkpoints: turn the tail of a shard into segments, merge small segments, prune the log.
+
+Preconditions: the maintenance lease. Steps, each safe to lose to a crash:
+1. open the shard from its manifest and replay the tail: the state up to seq S;
+2. write a segment of the tail's living rows, merged with older segments where size tiers ask for it, and a file of
+   deletions for every other segment that lost rows: new names, fsynced, so that no reader sees them yet;
+3. in one transaction check lease, manifest and incarnation, add the manifest of S and point the head at it;
+4. remove log entries up to S, little by little, and files that neither this manifest nor the one before lists.
+Afterwards every process notices the new manifest, maps it and drops the part of its tail that it covers.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from django.conf import settings
+from django.db import connection, transaction
+from django.db.models import F, Min
+from django.db.models.functions import Length
+from django.utils import timezone
+
+from vectors.engine.namespace import NamespaceEngine
+from vectors.engine.parts import FrozenPart, Part
+from vectors.errors import LeaseLost, ShardDamaged
+from vectors.models import LogEntry, Manifest, ShardHead
+from vectors.store import leases, recovery
+from vectors.store.faults import storage_faults
+from vectors.store.manifests import ManifestRecord, NamespaceRecord, document_crc32, read_manifest, segment_directory
+from vectors.store.segment_files import SegmentRecord, remove_unlisted, write_deleted, write_segment
+
+logger = logging.getLogger(__name__)
+
+_SMALLEST_TIER_BYTES = 4 * 1024 * 1024
+_MANIFESTS_KEPT = 2
+_DEAD_SHARE = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointResult:
+    """What a checkpoint did."""
+
+    shard: str
+    seq: int
+    manifest: int
+    segments_written: int
+    rows_written: int
+    bytes_written: int
+    took_s: float
+
+
+def checkpoint_due(head: ShardHead) -> bool:
+    """Whether a shard's tail is over the soft limit, or old enough for a checkpoint of any size."""
+    if head.damage is not None or head.last_seq <= head.manifest_seq:
+        return False
+    if head.tail_bytes >= settings.MLVDB_TAIL_SOFT_BYTES:
+        return True
+
+    oldest = LogEntry.objects.filter(shard=head, seq__gt=head.manifest_seq).aggregate(at=Min("created_at"))["at"]
+    return oldest is not None and (timezone.now() - oldest).total_seconds() >= settings.MLVDB_CHECKPOINT_INTERVAL_S
+
+
+def checkpoint_run(shard_uid: str, *, owner: str) -> CheckpointResult | None:
+    """Checkpoint one shard now; None when another process holds the lease or there is nothing to write.
+
+    Raise ShardDamaged for a shard with damage, StorageFull and the like; then the shard is as before.
+    """
+    head = ShardHead.objects.get(uid=shard_uid)
+    if head.damage is not None:
+        raise ShardDamaged(f"shard {head.label} has lost data; its tail is kept as it is", detail=head.damage)
+    lease = leases.take_lease(head.pk, owner)
+    if lease is None:
+        return None
+    with lease, storage_faults():
+        return _run(head, lease)
+
+
+def _run(head: ShardHead, lease: leases.Lease) -> CheckpointResult | None:
+    started = time.monotonic()
+    opened = recovery.open_shard(head.pk)
+    if opened.damage:
+        raise ShardDamaged(f"shard {head.label} has lost data; its tail is kept as it is", detail=opened.damage)
+    if opened.engine.seq == opened.manifest.seq:
+        _clean(head, opened.manifest)
+        return None
+    writer = _Writer(opened)
+    try:
+        manifest = writer.write()
+        _commit(head, opened, manifest, lease)
+    except BaseException:
+        writer.discard()
+        raise
+    _clean(head, manifest)
+    result = CheckpointResult(
+        shard=head.label,
+        seq=manifest.seq,
+        manifest=manifest.number,
+        segments_written=len(writer.written),
+        rows_written=sum(record.rows for _, record in writer.written),
+        bytes_written=sum(record.size_bytes for _, record in writer.written),
+        took_s=time.monotonic() - started,
+    )
+    logger.info(
+        "checkpoint shard=%s seq=%d manifest=%d segments=%d rows=%d bytes=%d took_s=%.3f",
+        result.shard,
+        result.seq,
+        result.manifest,
+        result.segments_written,
+        result.rows_written,
+        result.bytes_written,
+        result.took_s,
+    )
+    return result
+
+
+class _Writer:
+    """Writes the segments of one checkpoint, and can take them back."""
+
+    def __init__(self, opened: recovery.OpenShard) -> None:
+        self._opened = opened
+        self.written: list[tuple[str, SegmentRecord]] = []
+
+    def write(self) -> ManifestRecord:
+        """Write what is new and return the manifest that lists it."""
+        opened = self._opened
+        namespaces = {}
+        for namespace in opened.engine.namespaces():
+            uid = namespace.spec.uid
+            before = opened.manifest.namespaces.get(uid)
+            records = {} if before is None else {record.uid: record for record in before.segments}
+            namespaces[uid] = NamespaceRecord(namespace.spec, self._write_namespace(namespace, records))
+        return ManifestRecord(opened.manifest.number + 1, opened.engine.seq, opened.engine.term, namespaces)
+
+    def discard(self) -> None:
+        """Remove the segments written; files of deletions go with the next clean-up."""
+        for namespace_uid, record in self.written:
+            shutil.rmtree(segment_directory(self._opened.head.uid, namespace_uid) / record.uid, ignore_errors=True)
+
+    def _write_namespace(
+        self, namespace: NamespaceEngine, records: dict[str, SegmentRecord]
+    ) -> Sequence[SegmentRecord]:
+        merging = _choose_merge(namespace)
+        kept = [
+            self._with_deletions(namespace, part, records[part.uid])
+            for part in namespace.frozen
+            if part not in merging and part.alive
+        ]
+        sources: list[Part] = [*merging, *namespace.tail]
+        rows = _rows_in_key_order(sources)
+        if rows:
+            directory = segment_directory(self._opened.head.uid, namespace.spec.uid)
+            record = write_segment(directory, rows=rows, dimension=namespace.spec.dimension)
+            self.written.append((namespace.spec.uid, record))
+            kept.append(record)
+        return kept
+
+    def _with_deletions(self, namespace: NamespaceEngine, part: FrozenPart, record: SegmentRecord) -> SegmentRecord:
+        if part.dead == record.deleted_rows:
+            return record
+        directory = segment_directory(self._opened.head.uid, namespace.spec.uid) / record.uid
+        name, stamp = write_deleted(directory, seq=self._opened.engine.seq, deleted=~part.living)
+        return SegmentRecord(record.uid, record.rows, record.dimension, record.files, name, stamp, part.dead)
+
+
+def _choose_merge(namespace: NamespaceEngine) -> list[FrozenPart]:
+    """Return the segments to merge with the tail: full size tiers from the smallest up, and those with many dead rows.
+
+    Tiers grow by MLVDB_SEGMENT_TIER, so a row is rewritten about log(n) times and a tier holds fewer segments than that.
+    """
+    factor = settings.MLVDB_SEGMENT_TIER
+    row_bytes = 4 * namespace.spec.dimension + 64
+
+    def tier(size: int) -> int:
+        return 0 if size <= _SMALLEST_TIER_BYTES else math.floor(math.log(size / _SMALLEST_TIER_BYTES, factor)) + 1
+
+    small = [part for part in namespace.frozen if part.alive * row_bytes <= settings.MLVDB_SEGMENT_MAX_BYTES]
+    merging = [part for part in small if part.dead > _DEAD_SHARE * part.rows]
+    size = namespace.tail_alive * row_bytes + sum(part.alive * row_bytes for part in merging)
+    while size:
+        same = [part for part in small if part not in merging and tier(part.alive * row_bytes) <= tier(size)]
+        if len(same) + 1 < factor:
+            break
+        merging.extend(same)
+        size += sum(part.alive * row_bytes for part in same)
+    return merging
+
+
+def _rows_in_key_order(parts: Sequence[Part]) -> list[tuple[Part, int]]:
+    rows = [(part.keys[row], part, row) for part in parts for row in np.flatnonzero(part.living).tolist()]
+    rows.sort(key=lambda item: item[0])
+    return [(part, row) for _, part, row in rows]
+
+
+def _commit(head: ShardHead, opened: recovery.OpenShard, manifest: ManifestRecord, lease: leases.Lease) -> None:
+    document = manifest.to_document()
+    with transaction.atomic(durable=True):
+        lease.check()
+        moved = ShardHead.objects.filter(
+            pk=head.pk, manifest=opened.manifest.number, incarnation=opened.head.incarnation
+        ).update(
+            manifest=manifest.number, manifest_seq=manifest.seq, tail_bytes=F("tail_bytes") - opened.log_bytes
+        )
+        if not moved:
+            raise LeaseLost(f"shard {head.label} changed under its checkpoint")
+        Manifest.objects.create(
+            shard_id=head.pk,
+            number=manifest.number,
+            seq=manifest.seq,
+            term=manifest.term,
+            document=document,
+            crc32=document_crc32(document),
+        )
+
+
+def _clean(head: ShardHead, manifest: ManifestRecord) -> None:
+    """Remove what no reader needs: covered log entries, older manifests, files that the kept manifests do not list.
+
+    The manifest before this one is kept, since a process may be opening it now.
+    """
+    _prune_log(head, manifest.seq)
+    Manifest.objects.filter(shard_id=head.pk, number__lte=manifest.number - _MANIFESTS_KEPT).delete()
+    listed: dict[str, dict[str, set[str]]] = {}
+    for number in Manifest.objects.filter(shard_id=head.pk).values_list("number", flat=True):
+        for uid, record in read_manifest(head.pk, number).namespaces.items():
+            segments = listed.setdefault(uid, {})
+            for segment in record.segments:
+                segments.setdefault(segment.uid, set()).add(segment.deleted or "")
+    root = segment_directory(head.uid, "").resolve()
+    if root.is_dir():
+        for directory in root.iterdir():
+            remove_unlisted(directory, keep=listed.get(directory.name, {}))
+
+
+def _prune_log(head: ShardHead, through: int) -> None:
+    # Short transactions: a large delete would hold the write lock against inserts.
+    while True:
+        sizes = (
+            LogEntry.objects.filter(shard_id=head.pk, seq__lte=through)
+            .order_by("seq")
+            .annotate(size=Length("payload"))
+            .values_list("seq", "size")[:1000]
+        )
+        total, last = 0, None
+        for seq, size in sizes:
+            total, last = total + size, seq
+            if total >= settings.MLVDB_LOG_PRUNE_BYTES:
+                break
+        if last is None:
+            return
+        with connection.cursor() as cursor:
+            cursor.execute("DELETE FROM vectors_logentry WHERE shard_id = %s AND seq <= %s", (head.pk, last))

@@ -1,0 +1,146 @@
+"""Checks that a shard copy on disk is what it says: checksums, a log without gaps, an engine that follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from django.db.models import Sum
+from django.db.models.functions import Length
+
+from vectors.engine import ids
+from vectors.engine.digest import view_digest
+from vectors.engine.distances import squared_norms
+from vectors.engine.namespace import NamespaceEngine
+from vectors.engine.parts import FrozenPart
+from vectors.errors import CorruptRecord, CorruptSegment
+from vectors.models import LogEntry, Manifest, Namespace, ShardHead
+from vectors.store import log, recovery
+from vectors.store.manifests import read_manifest, segment_directory
+from vectors.store.segment_files import check_file
+
+_CHUNK_ROWS = 8192
+
+
+@dataclass(slots=True)
+class Verification:
+    """What was looked at, and what is wrong (empty when all is well). `digests`: rows and digest per namespace."""
+
+    shard: str
+    seq: int
+    entries: int = 0
+    files: int = 0
+    findings: list[str] = field(default_factory=list)
+    digests: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+
+def verify_shard(head: ShardHead, *, tell: Callable[[str], None] = lambda line: None) -> Verification:
+    """Check one shard copy, reading everything; changes nothing and may run beside a serving node."""
+    current = log.read_head(head.pk)
+    assert current is not None
+    result = Verification(current.label, current.last_seq)
+    tell(f"{current.label}: log up to seq {current.last_seq}, manifest {current.manifest}")
+    if current.damage is not None:
+        result.findings.append(f"marked as damaged: {current.damage}")
+    result.findings.extend(_check_log(current, result))
+    result.findings.extend(_check_files(current, result))
+    if result.findings:
+        return result
+    opened = recovery.open_shard(head.pk)
+    tell(f"{current.label}: {result.entries} log entries and {result.files} files are intact")
+    for namespace in opened.engine.namespaces():
+        result.findings.extend(_check_namespace(namespace))
+        result.digests[namespace.spec.name] = view_digest(namespace.view())
+    result.findings.extend(_check_registry(head, opened))
+    return result
+
+
+def _check_log(head: log.Head, result: Verification) -> Iterator[str]:
+    manifest_seq = ShardHead.objects.values_list("manifest_seq", flat=True).get(pk=head.shard_id)
+    expected: int | None = None
+    last_term = 0
+    for entry in log.read_after(head.shard_id, 0, through=head.last_seq):
+        if expected is not None and entry.seq != expected:
+            yield f"log entries {expected} to {entry.seq - 1} are missing"
+        if expected is None and entry.seq > manifest_seq + 1:
+            yield f"log entries {manifest_seq + 1} to {entry.seq - 1} are missing"
+        if entry.term < last_term or entry.term > head.term:
+            yield f"log entry {entry.seq} has term {entry.term} out of order"
+        try:
+            entry.operation()
+        except CorruptRecord as error:
+            yield error.message
+        expected, last_term = entry.seq + 1, entry.term
+        result.entries += 1
+    if (expected or manifest_seq + 1) <= head.last_seq:
+        yield f"log entries {expected or manifest_seq + 1} to {head.last_seq} are missing"
+    tail = LogEntry.objects.filter(shard_id=head.shard_id, seq__gt=manifest_seq, seq__lte=head.last_seq)
+    tail_bytes = tail.aggregate(size=Sum(Length("payload")))["size"] or 0
+    if tail_bytes != head.tail_bytes:
+        now = log.read_head(head.shard_id)
+        if now is not None and (now.last_seq, now.manifest) == (head.last_seq, head.manifest):
+            yield f"the head counts {head.tail_bytes} bytes of tail, the log holds {tail_bytes}"
+
+
+def _check_files(head: log.Head, result: Verification) -> Iterator[str]:
+    try:
+        manifest = read_manifest(head.shard_id, head.manifest)
+    except (CorruptSegment, Manifest.DoesNotExist) as error:
+        yield str(error)
+        return
+    for uid, record in manifest.namespaces.items():
+        for segment in record.segments:
+            directory = segment_directory(head.uid, uid) / segment.uid
+            stamps = dict(segment.files)
+            if segment.deleted is not None and segment.deleted_stamp is not None:
+                stamps[segment.deleted] = segment.deleted_stamp
+            for name, stamp in stamps.items():
+                result.files += 1
+                try:
+                    check_file(directory / name, stamp)
+                except CorruptSegment as error:
+                    yield f"namespace {record.spec.name}: {error.message}"
+
+
+def _check_namespace(namespace: NamespaceEngine) -> Iterator[str]:
+    name = namespace.spec.name
+    seen: set[bytes] = set()
+    for view in namespace.view().parts:
+        part = view.part
+        keys = part.keys[0 : view.rows]
+        if isinstance(part, FrozenPart):
+            if any(left >= right for left, right in zip(keys, keys[1:], strict=False)):
+                yield f"namespace {name}: the ids of segment {part.uid} are not in order"
+            rows = part.find(keys, ids.hashes_of(keys))
+            wrong = (rows != np.where(part.living, np.arange(len(keys)), -1)).sum()
+            if wrong:
+                yield f"namespace {name}: {wrong} ids of segment {part.uid} are not found by their hash"
+        if not np.array_equal(ids.slots_of(keys), part.slots[: view.rows]):
+            yield f"namespace {name}: slots do not follow from the ids"
+        for start in range(0, view.rows, _CHUNK_ROWS):
+            values = np.asarray(part.matrix[start : min(start + _CHUNK_ROWS, view.rows)])
+            if not np.isfinite(values).all():
+                yield f"namespace {name}: a value is not finite"
+            if not np.allclose(squared_norms(values), part.squared_norms[start : start + len(values)], rtol=1e-6):
+                yield f"namespace {name}: squared norms do not follow from the values"
+        alive = keys if view.living is None else [keys[row] for row in np.flatnonzero(view.living).tolist()]
+        twice = seen.intersection(alive)
+        if twice:
+            yield f"namespace {name}: {len(twice)} ids are alive in two places"
+        seen.update(alive)
+
+
+def _check_registry(head: ShardHead, opened: recovery.OpenShard) -> Iterator[str]:
+    rows = {
+        (row.name, row.uid, row.dimension, row.metric)
+        for row in Namespace.objects.filter(shard=head, dropped_at__isnull=True)
+    }
+    engine = {
+        (item.spec.name, item.spec.uid, item.spec.dimension, str(item.spec.metric))
+        for item in opened.engine.namespaces()
+    }
+    now = log.read_head(head.pk)
+    if rows != engine and now is not None and now.last_seq == opened.engine.seq:
+        for name, uid, *_ in sorted(rows ^ engine):
+            yield f"namespace {name} ({uid}) is not the same in the registry and in the log"
