@@ -94,7 +94,9 @@ class Namespace(models.Model):
     dimension = models.PositiveIntegerField()
     metric = models.CharField(max_length=6, choices=Metric.choices, default=Metric.COSINE)
     recall_target = models.FloatField(default=0.99)
-    picture = models.CharField(max_length=11, blank=True, help_text="WIDTHxHEIGHT when the values of a row are the grey levels of a picture.")
+    picture = models.CharField(
+        max_length=11, blank=True, help_text="WIDTHxHEIGHT when the values of a row are the grey levels of a picture."
+    )
     created_at = models.DateTimeField(auto_now_add=True)
     dropped_at = models.DateTimeField(null=True, blank=True, editable=False)
 

@@ -21,7 +21,6 @@ from django.db import connection
 
 from vectors.engine.filters import ColumnBudget
 from vectors.engine.operations import Operation
-
 from vectors.errors import LogGap, MemoryLimitReached, NotReady
 from vectors.store import log, recovery
 
@@ -88,7 +87,9 @@ class ShardRuntime:
                     recovery.catch_up(opened, through=head.last_seq)
                     return opened
                 except LogGap:
-                    logger.info("engine_rebuilt shard=%s applied=%d head=%d", head.label, opened.engine.seq, head.last_seq)
+                    logger.info(
+                        "engine_rebuilt shard=%s applied=%d head=%d", head.label, opened.engine.seq, head.last_seq
+                    )
             self._opened = recovery.open_shard(self.shard_id, budget=self._budget, progress=self.progress)
             return self._opened
         finally:
@@ -100,9 +101,7 @@ class ShardRuntime:
         if opened is not None and opened.engine.seq == position.seq - 1 and self._lock.acquire(timeout=timeout_s):
             try:
                 if self._opened is opened and opened.engine.seq == position.seq - 1:
-                    opened.engine.apply(
-                        seq=position.seq, term=position.term, namespace=namespace, operation=operation
-                    )
+                    opened.engine.apply(seq=position.seq, term=position.term, namespace=namespace, operation=operation)
             finally:
                 self._lock.release()
         if opened is None or opened.engine.seq < position.seq:

@@ -24,6 +24,9 @@ DEFAULT_SHARD_LABEL = "shard_0"
 DEFAULT_METRIC = "cosine"
 DEFAULT_RECALL_TARGET = 0.99
 
+RESERVED_NAMESPACES = frozenset({"vectors"})
+"""Words that are routes below `/namespaces`, and so no names."""
+
 _PICTURE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 
 
@@ -79,7 +82,10 @@ def namespace_put(
         if row is None:
             if dimension is None:
                 raise InvalidInput("a new namespace needs a dimension", field="dimension")
-            if Namespace.objects.filter(shard_id=shard_id, dropped_at__isnull=True).count() >= settings.MLVDB_MAX_NAMESPACES:
+            if (
+                Namespace.objects.filter(shard_id=shard_id, dropped_at__isnull=True).count()
+                >= settings.MLVDB_MAX_NAMESPACES
+            ):
                 raise Conflict("the node has MLVDB_MAX_NAMESPACES namespaces")
             row = Namespace(
                 shard_id=shard_id,
@@ -114,7 +120,10 @@ def namespace_put(
 
 
 def namespace_drop(shard_id: int, name: str) -> log.Position:
-    """End a namespace, row and log entry in one transaction; raise NamespaceNotFound. Its files go with the next checkpoint."""
+    """End a namespace, row and log entry in one transaction; its files go with the next checkpoint.
+
+    Raise NamespaceNotFound.
+    """
     with log.append_transaction(shard_id) as open_log:
         row = Namespace.objects.filter(shard_id=shard_id, name=name, dropped_at__isnull=True).first()
         if row is None:
@@ -136,12 +145,14 @@ def dimension_mismatch(name: str, dimension: int, got: int, *, field: str = "val
     )
 
 
-def checkpoint_request(shard_uid: str) -> bool:
-    """Ask Celery for a checkpoint; return whether the broker took the knock. Never raises: the sweep comes by anyway."""
-    from mlvdb_site.celery import publish
-    from vectors.tasks import checkpoint_shard
+def checkpoint_request(shard_uid: str, *, if_due: bool = True) -> bool:
+    """Ask Celery for a checkpoint; return whether the broker took the knock. Never raises: the sweep comes by anyway.
 
-    return publish(checkpoint_shard, shard_uid)
+    `if_due` leaves a tail alone that is small and young when the task runs.
+    """
+    from mlvdb_site.celery import publish
+
+    return publish("vectors.tasks.checkpoint_shard" if if_due else "vectors.tasks.checkpoint_now", shard_uid)
 
 
 def _check_picture(picture: str, dimension: int) -> None:

@@ -24,12 +24,16 @@ def lease_owner() -> str:
 def checkpoint_shard(shard_uid: str) -> None:
     """Checkpoint a shard whose tail is due; nothing to do is success."""
     head = ShardHead.objects.filter(uid=shard_uid).first()
-    if head is None or not checkpoint_due(head):
-        return
-    try:
-        checkpoint_run(shard_uid, owner=lease_owner())
-    except ShardDamaged as error:
-        logger.warning("checkpoint_refused shard=%s reason=%s", head.label, error.message)
+    if head is not None and checkpoint_due(head):
+        _checkpoint(head)
+
+
+@shared_task(name="vectors.tasks.checkpoint_now")
+def checkpoint_now(shard_uid: str) -> None:
+    """Checkpoint a shard whose tail may be small and young: a person asked for it."""
+    head = ShardHead.objects.filter(uid=shard_uid).first()
+    if head is not None and head.last_seq > head.manifest_seq:
+        _checkpoint(head)
 
 
 @shared_task(name="vectors.tasks.checkpoint_sweep")
@@ -38,3 +42,10 @@ def checkpoint_sweep() -> None:
     for head in ShardHead.objects.all():
         if checkpoint_due(head):
             checkpoint_shard(head.uid)
+
+
+def _checkpoint(head: ShardHead) -> None:
+    try:
+        checkpoint_run(head.uid, owner=lease_owner())
+    except ShardDamaged as error:
+        logger.warning("checkpoint_refused shard=%s reason=%s", head.label, error.message)

@@ -53,7 +53,9 @@ class Oracle:
         """Return the keys that match, in key order."""
         rows = self.rows.get(uid, {})
         return sorted(
-            key for key, (_, metadata, _) in rows.items() if filter is None or matches(filter, orjson.dumps(metadata), key)
+            key
+            for key, (_, metadata, _) in rows.items()
+            if filter is None or matches(filter, orjson.dumps(metadata), key)
         )
 
     def search(

@@ -52,9 +52,9 @@ def patches(draw):
 
 
 operations = st.lists(st.one_of(upserts(), upserts(), deletes(), patches()), max_size=12)
-filters = st.none() | st.sampled_from([{"n": 1}, {"n__gte": 2}, {"s__contains": "x"}, {"t": "y"}, {"NOT": {"n": 0}}]).map(
-    parse_filter
-)
+filters = st.none() | st.sampled_from(
+    [{"n": 1}, {"n__gte": 2}, {"s__contains": "x"}, {"t": "y"}, {"NOT": {"n": 0}}]
+).map(parse_filter)
 
 
 def run(steps) -> tuple[ShardEngine, Oracle]:
@@ -186,7 +186,9 @@ def test_scores_do_not_depend_on_where_a_row_stands():
         engine = ShardEngine()
         engine.apply(seq=1, term=1, namespace=UID, operation=NamespacePut("a", 384, "cosine", 0.99))
         engine.apply(seq=2, term=1, namespace=UID, operation=Upsert(keys, rolled, [b"{}"] * len(keys)))
-        scores.append([(item.key, item.score) for item in search.search(engine.view("a"), search.Wanted(query, 100)).found])
+        scores.append(
+            [(item.key, item.score) for item in search.search(engine.view("a"), search.Wanted(query, 100)).found]
+        )
     assert scores[0] == scores[1] == scores[2]
 
 

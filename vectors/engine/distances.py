@@ -1,10 +1,11 @@
 """Scores: fast float32 products with a bound on their error, and exact float64 ones that depend on nothing but the row.
 
 A BLAS product may differ in its last bits with the place of a row in its matrix. So products only propose rows;
-what is answered and sorted by is computed anew per row in float64, in an order of additions fixed by the dimension alone.
-Two workers, or two shards, that hold the same row in different segments answer the same score.
+what is answered and sorted by is computed anew per row in float64, in an order of additions fixed by the dimension
+alone. Two workers, or two shards, that hold the same row in different segments answer the same score.
 
-*Goodness* is what top-k maximises: the score of cosine and ip; |q|² - distance of l2, so that greater is better everywhere.
+*Goodness* is what top-k maximises: the score of cosine and ip; |q|² - distance of l2, so that greater is better
+everywhere.
 """
 
 from __future__ import annotations

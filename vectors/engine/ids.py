@@ -16,8 +16,6 @@ import numpy as np
 
 from vectors.errors import InvalidInput
 
-
-
 SLOT_COUNT = 16384
 MAX_STRING_BYTES = 255
 
@@ -89,7 +87,7 @@ def uuid_keys(count: int, *, random_bytes: bytes) -> list[bytes]:
 
 
 def slot_of(key: bytes) -> int:
-    """Return the slot of a key: CRC-16/XMODEM of the id's text, mod 16384 (the hash of the Redis Cluster specification)."""
+    """Return the slot of a key: CRC-16/XMODEM of the id's text, mod 16384 (the Redis Cluster specification)."""
     return crc_hqx(key[1:] if key[0] == _STRING else str(id_of(key)).encode(), 0) % SLOT_COUNT
 
 

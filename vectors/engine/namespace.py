@@ -140,7 +140,7 @@ class NamespaceEngine:
         return deleted
 
     def patch(self, operation: Patch, *, seq: int) -> int:
-        """Merge metadata: each row is written anew with its values and the merged object; return how many were there."""
+        """Merge metadata: each row is written anew with its values and the merged object; return how many were."""
         places = self.find_many(operation.keys)
         keys: list[bytes] = []
         metadata: list[bytes] = []
@@ -233,4 +233,3 @@ class NamespaceEngine:
 def merged(metadata: bytes, patch: bytes) -> bytes:
     """Return compact JSON of an object with a patch's keys put over its own."""
     return orjson.dumps(orjson.loads(metadata) | orjson.loads(patch))
-

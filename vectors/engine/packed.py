@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import overload
 
 import numpy as np
@@ -15,7 +16,7 @@ class PackedBytes(Sequence[bytes]):
     __slots__ = ("_blob", "_offsets")
 
     def __init__(self, blob: np.ndarray, offsets: np.ndarray) -> None:
-        self._blob = memoryview(blob)
+        self._blob = blob.data
         self._offsets = offsets
 
     def __len__(self) -> int:
@@ -32,7 +33,7 @@ class PackedBytes(Sequence[bytes]):
                 return [self[row] for row in range(start, stop, step)]
             bounds = self._offsets[start : stop + 1].tolist()
             blob = self._blob
-            return [bytes(blob[low:high]) for low, high in zip(bounds, bounds[1:], strict=False)]
+            return [bytes(blob[low:high]) for low, high in pairwise(bounds)]
         if position < 0:
             position += len(self)
         if not 0 <= position < len(self):

@@ -7,6 +7,7 @@ can go on over the rows it saw while writers append.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,8 +37,13 @@ class Part:
         self._living = np.ones(capacity, dtype=bool)
         self._living_is_shared = False
         self.dead = 0
+        # The columns ask for rows through a weak reference, so that a dropped part is freed at once: in a cycle it would
+        # wait for the collector.
+        me = weakref.ref(self)
         self.columns = Columns(
-            lambda start, stop: self.metadata[start:stop], lambda start, stop: self.keys[start:stop], budget=budget
+            lambda start, stop: _alive(me).metadata[start:stop],
+            lambda start, stop: _alive(me).keys[start:stop],
+            budget=budget,
         )
         self._norms_lock = threading.Lock()
         self._inverse_norms: np.ndarray | None = None
@@ -107,6 +113,13 @@ class Part:
     def nbytes(self) -> int:
         """Bytes of the rows, mapped ones included."""
         raise NotImplementedError
+
+
+def _alive(reference: weakref.ref[Part]) -> Part:
+    part = reference()
+    if part is None:
+        raise ReferenceError("the part of these columns is gone")
+    return part
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -226,4 +239,4 @@ class TailPart(Part):
     @property
     def nbytes(self) -> int:
         """Bytes in use: arrays of the rows written, and an estimate of the Python objects for ids and metadata."""
-        return self.rows * (self.matrix.shape[1] * 4 + 26) + self._text_bytes
+        return self.rows * (int(self.matrix.shape[1]) * 4 + 26) + self._text_bytes

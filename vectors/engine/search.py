@@ -83,10 +83,7 @@ def search_batch(view: NamespaceView, wanteds: Sequence[Wanted]) -> list[Result]
                 proposals[number].append(_keep(part, scan, part.living, None, wanteds[number].k))
         for number in group:
             results[number] = _settle(proposals[number], wanteds[number])
-    return [
-        search(view, wanted) if result is None else result
-        for wanted, result in zip(wanteds, results, strict=True)
-    ]
+    return [search(view, wanted) if result is None else result for wanted, result in zip(wanteds, results, strict=True)]
 
 
 def count(view: NamespaceView, filter: Filter | None) -> int:
@@ -103,7 +100,7 @@ def count(view: NamespaceView, filter: Filter | None) -> int:
 def scroll(
     view: NamespaceView, *, limit: int, after: bytes | None, filter: Filter | None
 ) -> tuple[list[tuple[bytes, PartView, int]], bool]:
-    """Return up to `limit` living, matching rows (key, part, row) after a key in key order, and whether there are more."""
+    """Return up to `limit` living, matching rows (key, part, row) after a key in key order, and if there are more."""
     tail = {id(part): _row_filter(part, filter) for part in view.parts if not isinstance(part.part, FrozenPart)}
     streams: list[Iterator[tuple[bytes, PartView, int]]] = [
         _frozen_rows(part, after=after, filter=filter) for part in view.frozen
@@ -137,7 +134,8 @@ def matching_rows(view: PartView, filter: Filter | None) -> np.ndarray | None:
     chosen = _row_filter(view, filter)
     if chosen is None or view.living is None:
         return view.living if chosen is None else chosen
-    return chosen & view.living
+    both: np.ndarray = chosen & view.living
+    return both
 
 
 def _row_filter(view: PartView, filter: Filter | None) -> np.ndarray | None:
@@ -170,9 +168,7 @@ def _propose(view: PartView, wanted: Wanted) -> _Proposal | None:
     return _keep(view, products(view.part, view.rows, wanted.query, None), matching, None, wanted.k)
 
 
-def _keep(
-    view: PartView, scan: Scan, matching: np.ndarray | None, chosen: np.ndarray | None, k: int
-) -> _Proposal:
+def _keep(view: PartView, scan: Scan, matching: np.ndarray | None, chosen: np.ndarray | None, k: int) -> _Proposal:
     goodness = scan.goodness
     if matching is not None:
         goodness[~matching] = -np.inf

@@ -14,8 +14,8 @@ _ROWS_PER_BLOCK = 8
 def contenders(goodness: np.ndarray, k: int, error: float | np.ndarray) -> np.ndarray:
     """Return the rows that may be among the k best: (m,) int64, m ≥ min(k, finite rows).
 
-    `goodness` (n,) float; rows at -inf are out. `error`: how far a goodness may be from the truth, for all rows or (n,).
-    A row is left out only if k others are better even when they are overrated and it is underrated.
+    `goodness` (n,) float; rows at -inf are out. `error`: how far a goodness may be from the truth, for all rows or
+    (n,). A row is left out only if k others are better even when they are overrated and it is underrated.
     """
     if isinstance(error, np.ndarray):
         floor = kth_largest(goodness - error, k)

@@ -41,7 +41,7 @@ from vectors.query_processor.port import (
     VectorBatch,
     WriteResult,
 )
-from vectors.runtime import ShardRuntime, runtime
+from vectors.runtime import Runtime, ShardRuntime, runtime
 from vectors.store import log
 from vectors.store.recovery import OpenShard
 from vectors.tokens import parse_token, token_of
@@ -63,7 +63,7 @@ class LocalQueryProcessor:
 
     def __init__(self, shard_id: int | None = None) -> None:
         self._given = shard_id
-        self._found: int | None = None
+        self._found: tuple[Runtime, int] | None = None
         self._knocked_at = 0.0
 
     # Writes.
@@ -78,9 +78,7 @@ class LocalQueryProcessor:
         """Write many rows in one log entry; of a repeated id the last wins."""
         keys = _with_generated(batch.keys, namespace, options.idempotency_key)
         shard = self._shard()
-        runtime().reserve_memory(
-            batch.values.nbytes + sum(map(len, batch.metadata)) + _ROW_OVERHEAD_BYTES * len(keys)
-        )
+        runtime().reserve_memory(batch.values.nbytes + sum(map(len, batch.metadata)) + _ROW_OVERHEAD_BYTES * len(keys))
         operation = _upsert(keys, batch)
         dimension = int(batch.values.shape[1])
         for _attempt in range(_DROPPED_RETRIES):
@@ -255,15 +253,16 @@ class LocalQueryProcessor:
     # The ways in.
 
     def _shard(self) -> ShardRuntime:
-        shard_id = self._given if self._given is not None else self._found
-        if shard_id is None:
-            shard_id = self._found = services.ensure_local_shard().pk
-        return runtime().shard(shard_id)
+        engines = runtime()
+        if self._given is not None:
+            return engines.shard(self._given)
+        found = self._found
+        if found is None or found[0] is not engines:
+            found = self._found = (engines, services.ensure_local_shard().pk)
+        return engines.shard(found[1])
 
     def _open(self, shard: ShardRuntime, options: RequestOptions, *, write: bool = False) -> OpenShard:
-        timeout_s = options.timeout_s or (
-            settings.MLVDB_WRITE_TIMEOUT_S if write else settings.MLVDB_READ_TIMEOUT_S
-        )
+        timeout_s = options.timeout_s or (settings.MLVDB_WRITE_TIMEOUT_S if write else settings.MLVDB_READ_TIMEOUT_S)
         return shard.fresh(timeout_s=timeout_s)
 
     def _open_for_read(self, options: RequestOptions, *, partial: bool) -> tuple[OpenShard, ShardAccount]:
@@ -318,9 +317,7 @@ class LocalQueryProcessor:
         if head is not None:
             services.checkpoint_request(head.uid)
 
-    def _written(
-        self, shard: ShardRuntime, keys: Sequence[bytes], count: int, position: log.Position
-    ) -> WriteResult:
+    def _written(self, shard: ShardRuntime, keys: Sequence[bytes], count: int, position: log.Position) -> WriteResult:
         opened = shard.opened
         assert opened is not None
         head = opened.head

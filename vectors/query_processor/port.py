@@ -163,9 +163,7 @@ class StorageInfo:
 class QueryProcessor(Protocol):
     """What views call. Every method raises the errors of `vectors.errors`; none returns a silent subset."""
 
-    def insert(
-        self, batch: VectorBatch, *, namespace: str, options: RequestOptions = DEFAULT_OPTIONS
-    ) -> WriteResult:
+    def insert(self, batch: VectorBatch, *, namespace: str, options: RequestOptions = DEFAULT_OPTIONS) -> WriteResult:
         """Write one row; a known id is replaced. The namespace is made by its first vector."""
 
     def upsert_many(
@@ -188,9 +186,7 @@ class QueryProcessor(Protocol):
     ) -> WriteResult:
         """Delete by keys or by filter; `count` is the number of rows that were there. Raise NamespaceNotFound."""
 
-    def get(
-        self, key: bytes, *, namespace: str, options: RequestOptions = DEFAULT_OPTIONS
-    ) -> Answer[Record]:
+    def get(self, key: bytes, *, namespace: str, options: RequestOptions = DEFAULT_OPTIONS) -> Answer[Record]:
         """Return a row. Raise NamespaceNotFound or VectorNotFound."""
 
     def fetch(

@@ -170,7 +170,8 @@ class _Writer:
 def _choose_merge(namespace: NamespaceEngine) -> list[FrozenPart]:
     """Return the segments to merge with the tail: full size tiers from the smallest up, and those with many dead rows.
 
-    Tiers grow by MLVDB_SEGMENT_TIER, so a row is rewritten about log(n) times and a tier holds fewer segments than that.
+    Tiers grow by MLVDB_SEGMENT_TIER, so a row is rewritten about log(n) times and a tier holds fewer segments than
+    that.
     """
     factor = settings.MLVDB_SEGMENT_TIER
     row_bytes = 4 * namespace.spec.dimension + 64
@@ -202,9 +203,7 @@ def _commit(head: ShardHead, opened: recovery.OpenShard, manifest: ManifestRecor
         lease.check()
         moved = ShardHead.objects.filter(
             pk=head.pk, manifest=opened.manifest.number, incarnation=opened.head.incarnation
-        ).update(
-            manifest=manifest.number, manifest_seq=manifest.seq, tail_bytes=F("tail_bytes") - opened.log_bytes
-        )
+        ).update(manifest=manifest.number, manifest_seq=manifest.seq, tail_bytes=F("tail_bytes") - opened.log_bytes)
         if not moved:
             raise LeaseLost(f"shard {head.label} changed under its checkpoint")
         Manifest.objects.create(

@@ -1,7 +1,8 @@
 """The maintenance lease of a shard: one process at a time checkpoints it.
 
 The holder bumps a counter; a contender takes the lease over after it has seen no bump for MLVDB_LEASE_S on its own
-monotonic clock. Every effect checks the fencing token in its own transaction, so a holder that was only slow can do no harm.
+monotonic clock. Every effect checks the fencing token in its own transaction, so a holder that was only slow can do no
+harm.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 Append: writers of one process queue up; the first takes everything that waits into one transaction (one fsync), so
 the rate of small writes is not bound to the rate of syncs. Between processes an flock orders the appends to an SQLite
-file, since SQLite's own waiting backs off to tens of milliseconds. In the transaction the head row is locked, so seqs are committed in order and without gaps.
+file, since SQLite's own waiting backs off to tens of milliseconds. In the transaction the head row is locked, so seqs
+are committed in order and without gaps.
 """
 
 from __future__ import annotations
@@ -23,7 +24,14 @@ from django.db import connection, transaction
 from django.utils import timezone
 
 from vectors.engine.operations import Kind, Operation, PayloadError, decode
-from vectors.errors import CheckpointBehind, CorruptRecord, MLVectorDBError, NamespaceNotFound, ShardDamaged, StorageBusy
+from vectors.errors import (
+    CheckpointBehind,
+    CorruptRecord,
+    MLVectorDBError,
+    NamespaceNotFound,
+    ShardDamaged,
+    StorageBusy,
+)
 from vectors.store.faults import storage_faults
 
 _STAMP = struct.Struct("<qqB32s")
@@ -177,7 +185,9 @@ class Appender:
     def _take(self) -> list[_Waiting]:
         taken, total = [], 0
         with self._queue_lock:
-            while self._queue and (not taken or total + len(self._queue[0].payload) <= settings.MLVDB_COMMIT_GROUP_BYTES):
+            while self._queue and (
+                not taken or total + len(self._queue[0].payload) <= settings.MLVDB_COMMIT_GROUP_BYTES
+            ):
                 total += len(self._queue[0].payload)
                 taken.append(self._queue.pop(0))
         return taken
@@ -213,7 +223,9 @@ class OpenLog:
     def add_data(self, namespace: str, kind: Kind, rows: int, payload: bytes, payload_crc32: int) -> Position:
         """Add an entry that a client may be refused: for a dropped namespace, a damaged shard, or too long a tail."""
         if self.head.damage is not None:
-            raise ShardDamaged(f"shard {self.head.label} has lost data and is read-only", detail={"shard": self.head.label})
+            raise ShardDamaged(
+                f"shard {self.head.label} has lost data and is read-only", detail={"shard": self.head.label}
+            )
         if self.tail_bytes + len(payload) > settings.MLVDB_TAIL_HARD_BYTES:
             raise CheckpointBehind("the tail has reached MLVDB_TAIL_HARD_BYTES; a checkpoint is due", retry_after_s=2)
         if namespace not in self._alive:

@@ -2,8 +2,8 @@
 
 Preconditions: none; any process may do this at any time. Steps: read the head; map each segment, checking its files;
 apply the entries after the manifest's seq. A file or record that fails its checksum is left out, with every record
-behind a torn one, and noted as damage: the rest is served read-only and says what is lost. Afterwards the engine is the state at
-`engine.seq`.
+behind a torn one, and noted as damage: the rest is served read-only and says what is lost. Afterwards the engine is
+the state at `engine.seq`.
 """
 
 from __future__ import annotations
@@ -95,9 +95,7 @@ def catch_up(opened: OpenShard, *, progress: Progress | None = None, through: in
         through = head.last_seq
     try:
         for entry in log.read_after(opened.head.shard_id, engine.seq, through=through):
-            engine.apply(
-                seq=entry.seq, term=entry.term, namespace=entry.namespace, operation=entry.operation()
-            )
+            engine.apply(seq=entry.seq, term=entry.term, namespace=entry.namespace, operation=entry.operation())
             opened.log_bytes += len(entry.payload)
             if progress is not None:
                 progress.add(len(entry.payload))
@@ -146,10 +144,14 @@ def _open(head: log.Head, *, budget: ColumnBudget | None, progress: Progress | N
                 if current is None or current.manifest != head.manifest:
                     raise LogGap("a newer checkpoint removed the files") from error
                 lost.append(
-                    {"namespace": record.spec.name, "segment": segment.uid, "rows": segment.rows, "reason": error.message}
+                    {
+                        "namespace": record.spec.name,
+                        "segment": segment.uid,
+                        "rows": segment.rows,
+                        "reason": error.message,
+                    }
                 )
         engine.mount(NamespaceEngine(record.spec, frozen=parts, budget=budget))
     if lost:
         note_damage(opened, "segments", lost)
     return opened
-

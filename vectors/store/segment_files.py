@@ -11,8 +11,8 @@ A segment is a directory with one file per array:
     hashes.u64.npy, hash_rows.u32.npy  hashes of the keys in order, and the row of each
     index/                        the search index of the segment, when it has one
 
-Later deletions are a new `deleted.<seq>.npy` (one bit per row) that the manifest names. A directory appears under its name only
-when all its files are on disk.
+Later deletions are a new `deleted.<seq>.npy` (one bit per row) that the manifest names. A directory appears under its
+name only when all its files are on disk.
 """
 
 from __future__ import annotations

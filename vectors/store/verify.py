@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 from django.db.models import Sum
@@ -110,7 +111,7 @@ def _check_namespace(namespace: NamespaceEngine) -> Iterator[str]:
         part = view.part
         keys = part.keys[0 : view.rows]
         if isinstance(part, FrozenPart):
-            if any(left >= right for left, right in zip(keys, keys[1:], strict=False)):
+            if any(left >= right for left, right in pairwise(keys)):
                 yield f"namespace {name}: the ids of segment {part.uid} are not in order"
             rows = part.find(keys, ids.hashes_of(keys))
             wrong = (rows != np.where(part.living, np.arange(len(keys)), -1)).sum()

@@ -15,7 +15,7 @@ class Command(BaseCommand):
 
     help = (
         "Check the node's data: checksums of log and segments, a log without gaps, an engine that follows from them. "
-        "Prints rows and a digest of each namespace (equal digests: equal contents). Exit status 1 when something is wrong."
+        "Prints rows and a digest of each namespace (equal digests: equal contents). Exit status 1 on findings."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:

@@ -1,0 +1,139 @@
+"""Corrupt records and files: the rest is served, flagged, read-only, and the damage is named."""
+
+from __future__ import annotations
+
+import pytest
+from django.core.management import CommandError, call_command
+
+from vectors import runtime
+from vectors.engine import ids
+from vectors.errors import ShardDamaged
+from vectors.models import LogEntry, Manifest, Namespace, ShardHead
+from vectors.query_processor import RequestOptions, SearchRequest
+from vectors.store.manifests import segment_directory
+from vectors.store.verify import verify_shard
+
+PARTIAL = RequestOptions(partial=True)
+
+
+def tear(seq):
+    """Flip one byte of a log entry's payload."""
+    entry = LogEntry.objects.get(seq=seq)
+    payload = bytearray(entry.payload)
+    payload[len(payload) // 2] ^= 0xFF
+    LogEntry.objects.filter(pk=entry.pk).update(payload=bytes(payload))
+
+
+def segment_file(shard, name):
+    """Return the path of a file of the only segment."""
+    (directory,) = segment_directory(shard.head.uid, Namespace.objects.get().uid).iterdir()
+    return directory / name
+
+
+@pytest.fixture
+def torn(shard, batch):
+    """Three entries of ten rows; the one in the middle is torn."""
+    for start in (0, 10, 20):
+        shard.queries.upsert_many(batch(start, 10), namespace="a")
+    tear(3)
+    shard.restart()
+    return shard
+
+
+def test_a_torn_record_stops_the_replay_there_and_reads_are_flagged(torn, batch):
+    answer = torn.queries.find_similar(SearchRequest(query=batch(0, 1).values[0], top_k=100), namespace="a")
+    assert len(answer.value) == 10
+    assert (answer.complete, answer.failed) == (False, ["shard_0"])
+    assert answer.shards[0].lag == 2
+    assert torn.queries.count(namespace="a", options=PARTIAL).value == 10
+
+
+def test_a_torn_record_fails_reads_that_allow_no_part(torn):
+    for call in (
+        lambda: torn.queries.count(namespace="a"),
+        lambda: torn.queries.get(ids.key_of(3), namespace="a"),
+        lambda: torn.queries.fetch([ids.key_of(25)], namespace="a"),
+        lambda: torn.queries.scroll(namespace="a", limit=5),
+    ):
+        with pytest.raises(ShardDamaged) as caught:
+            call()
+        assert caught.value.detail["damage"]["log"]["seq"] == 3
+
+
+def test_a_damaged_shard_takes_no_writes_and_no_checkpoint(torn, batch):
+    torn.queries.count(namespace="a", options=PARTIAL)
+    entries = LogEntry.objects.count()
+    with pytest.raises(ShardDamaged):
+        torn.queries.upsert_many(batch(50, 1), namespace="a")
+    with pytest.raises(ShardDamaged):
+        torn.checkpoint()
+    assert LogEntry.objects.count() == entries
+    assert ShardHead.objects.get().damage["log"]["last_seq"] == 4
+    assert runtime.readiness().detail["damage"]["shard_0"]["log"]["reason"]
+
+
+def test_verify_names_the_torn_record_and_fails(torn, capsys):
+    with pytest.raises(CommandError) as caught:
+        call_command("verify")
+    assert caught.value.returncode == 1
+    assert "log entry 3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["vectors.f32.npy", "metadata.bin", "hashes.u64.npy"])
+@pytest.mark.parametrize("harm", ["flip", "cut", "remove"])
+def test_a_corrupt_segment_file_is_left_out_and_named(shard, batch, name, harm):
+    shard.queries.upsert_many(batch(0, 10), namespace="a")
+    shard.checkpoint()
+    shard.queries.upsert_many(batch(10, 5), namespace="a")
+    path = segment_file(shard, name)
+    data = bytearray(path.read_bytes())
+    if harm == "remove":
+        path.unlink()
+    else:
+        data[-1] ^= 1
+        path.write_bytes(data if harm == "flip" else data[:-1])
+    shard.restart()
+    answer = shard.queries.find_similar(SearchRequest(query=batch(0, 1).values[0], top_k=100), namespace="a")
+    assert (len(answer.value), answer.complete) == (5, False)
+    lost = ShardHead.objects.get().damage["segments"][0]
+    assert (lost["namespace"], lost["rows"]) == ("a", 10)
+    assert name in lost["reason"]
+    with pytest.raises(ShardDamaged):
+        shard.queries.upsert_many(batch(50, 1), namespace="a")
+    assert any(name in finding for finding in verify_shard(shard.head).findings)
+
+
+def test_a_corrupt_manifest_row_is_damage_and_no_crash(shard, batch):
+    shard.queries.upsert_many(batch(0, 10), namespace="a")
+    shard.checkpoint()
+    manifest = Manifest.objects.get()
+    manifest.document["namespaces"] = {}
+    manifest.save()
+    shard.restart()
+    answer = shard.queries.find_similar(SearchRequest(query=batch(0, 1).values[0]), namespace="a")
+    assert (answer.value, answer.complete) == ([], False)
+    with pytest.raises(ShardDamaged):
+        shard.queries.count(namespace="a")
+    with pytest.raises(CommandError):
+        call_command("verify")
+
+
+def test_verify_finds_a_missing_entry_and_a_wrong_count(shard, batch):
+    for start in (0, 10, 20):
+        shard.queries.upsert_many(batch(start, 10), namespace="a")
+    runtime.reset()
+    LogEntry.objects.filter(seq=3).delete()
+    findings = verify_shard(shard.head).findings
+    assert any("log entries 3 to 3 are missing" in line for line in findings)
+    assert any("bytes of tail" in line for line in findings)
+
+
+def test_verify_prints_equal_digests_for_equal_contents(shard, batch, capsys):
+    shard.queries.upsert_many(batch(0, 30), namespace="a")
+    shard.queries.upsert_many(batch(0, 30), namespace="b")
+    call_command("verify")
+    call_command("checkpoint")
+    call_command("verify")
+    digests = [line.split("digest ")[1] for line in capsys.readouterr().out.splitlines() if "digest" in line]
+    assert len(digests) == 4
+    assert len(set(digests)) == 1
