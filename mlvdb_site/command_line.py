@@ -1,0 +1,92 @@
+"""What `manage.py` settles before Django reads its settings: the node a command is for, and the options of `serve`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mlvdb_site.settings_table import BY_NAME, SettingError, read_all
+
+
+@dataclass(frozen=True, slots=True)
+class ServeOption:
+    """An option of `serve`, and the setting (its environment variable) that it gives."""
+
+    flag: str
+    setting: str
+    metavar: str = ""
+    switch: bool = False
+
+    @property
+    def help(self) -> str:
+        """The setting's meaning and where else it can be given."""
+        setting = BY_NAME[self.setting]
+        default = f", default {setting.default}" if setting.default not in ("", False) else ""
+        return f"{setting.help} (${self.setting}{default})".replace("%", "%%")
+
+
+SERVE_OPTIONS: tuple[ServeOption, ...] = (
+    ServeOption("--host", "MLVDB_HOST", "ADDRESS"),
+    ServeOption("--port", "MLVDB_PORT", "N"),
+    ServeOption("--data-dir", "MLVDB_DATA_DIR", "DIR"),
+    ServeOption("--workers", "MLVDB_WORKERS", "N"),
+    ServeOption("--threads", "MLVDB_THREADS", "N"),
+    ServeOption("--log-level", "MLVDB_LOG_LEVEL", "LEVEL"),
+    ServeOption("--advertise-url", "MLVDB_ADVERTISE_URL", "URL"),
+    ServeOption("--reload", "MLVDB_RELOAD", switch=True),
+)
+
+
+def add_serve_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the options; a given one ends up in the environment, so no default hides what stands there."""
+    for option in SERVE_OPTIONS:
+        if option.switch:
+            parser.add_argument(
+                option.flag, dest=option.setting, action="store_const", const="true",
+                default=argparse.SUPPRESS, help=option.help,
+            )  # fmt: skip
+        else:
+            parser.add_argument(
+                option.flag, dest=option.setting, metavar=option.metavar, default=argparse.SUPPRESS, help=option.help
+            )
+
+
+def prepare_environment(argv: Sequence[str]) -> None:
+    """Turn the options of `serve` into its environment, which its children inherit, and check every setting.
+
+    The settings module reads the environment when it is imported, and the data dir decides which node this is:
+    `--data-dir`, `MLVDB_DATA_DIR`, or `var/<port>` in the checkout. A setting that cannot be read ends the program
+    with one line and exit code 2.
+    """
+    if argv[1:2] == ["serve"]:
+        os.environ.update(_given_options(argv[2:]))
+        if not os.environ.get("MLVDB_DATA_DIR"):
+            from mlvdb_site.node import BASE_DIR
+
+            port = os.environ.get("MLVDB_PORT") or BY_NAME["MLVDB_PORT"].default
+            os.environ["MLVDB_DATA_DIR"] = str(BASE_DIR / "var" / str(port))
+    if os.environ.get("MLVDB_DATA_DIR"):
+        os.environ["MLVDB_DATA_DIR"] = os.path.abspath(os.path.expanduser(os.environ["MLVDB_DATA_DIR"]))
+    try:
+        read_all()
+    except SettingError as error:
+        sys.exit(_refuse(str(error)))
+
+
+def _given_options(arguments: Sequence[str]) -> dict[str, str]:
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    add_serve_options(parser)
+    try:
+        given, _others = parser.parse_known_args(arguments)
+    except argparse.ArgumentError:
+        # The command's own parser will say what is wrong.
+        return {}
+    return vars(given)
+
+
+def _refuse(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2

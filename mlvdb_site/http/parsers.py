@@ -1,0 +1,140 @@
+"""What comes in: the body of a request, bounded before it is read, as JSON, msgpack or a form.
+
+The top level of a JSON or msgpack body is an object. Of a key that is given twice the last one holds. NaN and infinity
+are no JSON (RFC 8259); numbers beyond a double are refused too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import IO, Any
+
+import msgpack
+import orjson
+from django.conf import settings
+from django.http import HttpRequest, QueryDict
+from rest_framework.parsers import BaseParser
+
+from mlvdb_site.http.errors import RequestError
+
+_PIECE_BYTES = 256 * 1024
+
+
+def read_body(request: HttpRequest) -> bytes:
+    """Return the body, at most MLVDB_MAX_BODY_BYTES of it; raise RequestError (413) without reading a larger one whole.
+
+    A body sent in chunks has no announced length: it is read piece by piece where the server marks its end
+    (`wsgi.input_terminated`).
+    """
+    limit = settings.MLVDB_MAX_BODY_BYTES
+    if getattr(request, "_read_started", False):
+        body = request.body
+        if len(body) > limit:
+            raise _too_large(limit)
+        return body
+    length = request.META.get("CONTENT_LENGTH")
+    if length:
+        return _read_announced(request, str(length), limit)
+    if "HTTP_TRANSFER_ENCODING" in request.META and request.META.get("wsgi.input_terminated"):
+        return _read_chunked(request.META["wsgi.input"], limit)
+    return b""
+
+
+class JSONParser(BaseParser):
+    """A JSON object in UTF-8 (RFC 8259)."""
+
+    media_type = "application/json"
+
+    def parse(
+        self, stream: IO[bytes], media_type: str | None = None, parser_context: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Return the object; raise RequestError for anything else."""
+        try:
+            data = orjson.loads(stream.read())
+        except orjson.JSONDecodeError as error:
+            raise RequestError(f"the body is not valid JSON: {error}", code="invalid_json", field="body") from None
+        return _object(data)
+
+
+class MsgpackParser(BaseParser):
+    """A msgpack map with string keys; vectors may be raw little-endian float32 `bin`."""
+
+    media_type = "application/msgpack"
+
+    def parse(
+        self, stream: IO[bytes], media_type: str | None = None, parser_context: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Return the map; raise RequestError for anything else, and for a part longer than any limit allows."""
+        longest = max(
+            settings.MLVDB_MAX_BATCH,
+            settings.MLVDB_MAX_DIMENSION,
+            settings.MLVDB_MAX_SEARCHES,
+            settings.MLVDB_MAX_FILTER_VALUES,
+            settings.MLVDB_MAX_METADATA_BYTES,
+        )
+        try:
+            data = msgpack.unpackb(
+                stream.read(),
+                max_array_len=longest + 1,
+                max_map_len=longest + 1,
+                max_str_len=longest + 1,
+                max_bin_len=4 * settings.MLVDB_MAX_DIMENSION + 4,
+                max_ext_len=0,
+            )
+        except (ValueError, TypeError, msgpack.UnpackException) as error:
+            raise RequestError(
+                f"the body is not valid msgpack: {error}", code="invalid_msgpack", field="body"
+            ) from None
+        return _object(data)
+
+
+class FormParser(BaseParser):
+    """An urlencoded form, for endpoints that take their parameters from one."""
+
+    media_type = "application/x-www-form-urlencoded"
+
+    def parse(
+        self, stream: IO[bytes], media_type: str | None = None, parser_context: Mapping[str, Any] | None = None
+    ) -> QueryDict:
+        """Return the fields."""
+        return QueryDict(stream.read())
+
+
+def _read_announced(request: HttpRequest, text: str, limit: int) -> bytes:
+    try:
+        length = int(text)
+    except ValueError:
+        raise RequestError("Content-Length must be a whole number", field="Content-Length") from None
+    if length > limit:
+        raise _too_large(limit)
+    body = request.read(length)
+    if len(body) < length:
+        raise RequestError(f"the body ended after {len(body)} of {length} bytes", code="incomplete_body", field="body")
+    return body
+
+
+def _read_chunked(stream: IO[bytes], limit: int) -> bytes:
+    pieces: list[bytes] = []
+    total = 0
+    while piece := stream.read(_PIECE_BYTES):
+        total += len(piece)
+        if total > limit:
+            raise _too_large(limit)
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+def _too_large(limit: int) -> RequestError:
+    return RequestError(
+        f"a body has at most {limit} bytes",
+        code="too_large",
+        status=413,
+        field="body",
+        detail={"limit_bytes": limit},
+    )
+
+
+def _object(data: Any) -> dict[str, Any]:
+    if type(data) is not dict:
+        raise RequestError("the body must be an object", field="body")
+    return data

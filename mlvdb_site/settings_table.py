@@ -1,0 +1,153 @@
+"""Every MLVDB_* setting: name, type, default and meaning, in one table.
+
+The table feeds the Django settings module (`settings.MLVDB_X`), the options of `manage.py serve`, the system checks
+and `docs/settings.md`. A value comes from the environment variable of the same name, else from the default.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+TRUE_WORDS = frozenset({"1", "true", "yes", "on"})
+FALSE_WORDS = frozenset({"", "0", "false", "no", "off"})
+
+
+class SettingError(ValueError):
+    """Raised when an environment variable holds something its setting cannot be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting: `kind` turns the text of the environment variable into the value."""
+
+    name: str
+    kind: Callable[[str], Any]
+    default: Any
+    help: str
+    minimum: float | None = None
+    choices: tuple[str, ...] = ()
+
+    def read(self, environ: Mapping[str, str]) -> Any:
+        """Return the value in `environ`, or the default; raise SettingError naming the variable."""
+        text = environ.get(self.name)
+        if text is None or (text == "" and self.kind is not boolean):
+            return self.default
+        try:
+            value = self.kind(text)
+        except ValueError as error:
+            raise SettingError(f"{self.name}={text!r}: {error}") from None
+        if self.choices and value not in self.choices:
+            raise SettingError(f"{self.name}={text!r}: must be one of {', '.join(self.choices)}")
+        if self.minimum is not None and value < self.minimum:
+            raise SettingError(f"{self.name}={text!r}: must be at least {self.minimum:g}")
+        return value
+
+
+def boolean(text: str) -> bool:
+    """Read a switch; raise ValueError for a word that is neither yes nor no."""
+    word = text.strip().lower()
+    if word in TRUE_WORDS:
+        return True
+    if word in FALSE_WORDS:
+        return False
+    raise ValueError("must be true or false")
+
+
+def size_bytes(text: str) -> int:
+    """Read a size: a number of bytes, or one with the suffix k, m or g (powers of 1,024)."""
+    word = text.strip().lower().removesuffix("b").removesuffix("i")
+    factor = {"k": 1024, "m": 1024**2, "g": 1024**3}.get(word[-1:], 1)
+    if factor != 1:
+        word = word[:-1]
+    try:
+        return int(float(word) * factor)
+    except ValueError:
+        raise ValueError("must be a size such as 67108864 or 64m") from None
+
+
+def words(text: str) -> tuple[str, ...]:
+    """Read a comma-separated list."""
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def whole(text: str) -> int:
+    """Read an integer."""
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError("must be a whole number") from None
+
+
+def number(text: str) -> float:
+    """Read a finite number."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError("must be a number") from None
+    if value != value or value in (float("inf"), float("-inf")):
+        raise ValueError("must be a finite number")
+    return value
+
+
+MIB = 1024 * 1024
+
+SETTINGS: tuple[Setting, ...] = (
+    # The node and its processes.
+    Setting("MLVDB_DATA_DIR", str, "", "Directory of this node: database, segments, secret key, metrics, logs; var/8000 in the checkout when unset."),
+    Setting("MLVDB_HOST", str, "127.0.0.1", "Address the web server binds to."),
+    Setting("MLVDB_PORT", whole, 8000, "Port of the web server.", minimum=1),
+    Setting("MLVDB_WORKERS", whole, 2, "Web worker processes.", minimum=1),
+    Setting("MLVDB_THREADS", whole, 8, "Request threads in each web worker.", minimum=1),
+    Setting("MLVDB_LOG_LEVEL", str, "info", "Level of the node's log.", choices=("debug", "info", "warning", "error", "critical")),
+    Setting("MLVDB_RELOAD", boolean, False, "Start the web workers, Celery workers and beat again when the code changes."),
+    Setting("MLVDB_ADVERTISE_URL", str, "", "URL under which other nodes reach this one."),
+    Setting("MLVDB_BROKER_URL", str, "", "Redis or Valkey URL for Celery; empty: the node runs a private one."),
+    Setting("MLVDB_BROKER_TIMEOUT_S", number, 0.5, "Connect and read timeout of a publish to the broker.", minimum=0.01),
+    Setting("DATABASE_URL", str, "", "postgres://… to keep registry and log in PostgreSQL; empty: an SQLite file in the data dir."),
+    Setting("MLVDB_DURABILITY", str, "fsync", "fsync: an acknowledged write survives a power cut; process: it survives a killed process.", choices=("fsync", "process")),
+    Setting("MLVDB_DATABASE_TIMEOUT_S", number, 10.0, "Longest wait for the database's write lock.", minimum=0.1),
+    # Access.
+    Setting("MLVDB_TRUSTED_PROXIES", words, (), "Addresses of proxies whose forwarded requests are accepted in protected mode."),
+    Setting("MLVDB_ALLOWED_HOSTS", words, ("*",), "Host names answered once API keys exist (protected mode answers loopback names only)."),
+    Setting("MLVDB_QUERY_PROCESSOR", str, "vectors.query_processor.LocalQueryProcessor", "Dotted path of the query processor the views call."),
+    # Limits of requests.
+    Setting("MLVDB_MAX_BATCH", whole, 10_000, "Rows in one batch, ids in one fetch or delete.", minimum=1),
+    Setting("MLVDB_MAX_BODY_BYTES", size_bytes, 64 * MIB, "Bytes of a request body (413 beyond).", minimum=1024),
+    Setting("MLVDB_MAX_DIMENSION", whole, 4096, "Dimension of a vector.", minimum=1),
+    Setting("MLVDB_MAX_METADATA_BYTES", size_bytes, 64 * 1024, "Bytes of one row's metadata as JSON.", minimum=2),
+    Setting("MLVDB_MAX_TOP_K", whole, 1000, "top_k of a search.", minimum=1),
+    Setting("MLVDB_MAX_OFFSET", whole, 10_000, "offset of a search.", minimum=0),
+    Setting("MLVDB_MAX_SEARCHES", whole, 1000, "Searches in one batch.", minimum=1),
+    Setting("MLVDB_MAX_SCROLL", whole, 100_000, "Rows in one page of a listing.", minimum=1),
+    Setting("MLVDB_MAX_FILTER_CONDITIONS", whole, 256, "Conditions in one filter.", minimum=1),
+    Setting("MLVDB_MAX_FILTER_DEPTH", whole, 16, "Depth of AND, OR, NOT in one filter.", minimum=1),
+    Setting("MLVDB_MAX_FILTER_VALUES", whole, 10_000, "Values in one `in` condition.", minimum=1),
+    Setting("MLVDB_MAX_NAMESPACES", whole, 10_000, "Namespaces of one node.", minimum=1),
+    Setting("MLVDB_MAX_TIMEOUT_S", number, 300.0, "Largest `timeout` a request may ask for.", minimum=1),
+    Setting("MLVDB_READ_TIMEOUT_S", number, 2.0, "Deadline of a read that names none.", minimum=0.01),
+    Setting("MLVDB_WRITE_TIMEOUT_S", number, 5.0, "Deadline of a write that names none.", minimum=0.01),
+    # Memory, tail and checkpoints.
+    Setting("MLVDB_MEMORY_LIMIT", size_bytes, 0, "Estimated bytes of all engines of the node beyond which inserts get 507; 0: 80 % of the machine's memory."),
+    Setting("MLVDB_TAIL_SOFT_BYTES", size_bytes, 64 * MIB, "Log bytes after the newest segment that ask for a checkpoint.", minimum=1024),
+    Setting("MLVDB_TAIL_HARD_BYTES", size_bytes, 512 * MIB, "Log bytes after the newest segment beyond which writes get 503 checkpoint_behind.", minimum=1024),
+    Setting("MLVDB_CHECKPOINT_INTERVAL_S", number, 300.0, "Age at which even a small tail is turned into a segment.", minimum=1),
+    Setting("MLVDB_CHECKPOINT_GRACE_S", number, 5.0, "How long the broker has to get a due checkpoint started before `serve` runs it itself.", minimum=0),
+    Setting("MLVDB_SEGMENT_TIER", whole, 4, "Segments of one size tier that are merged into one of the next.", minimum=2),
+    Setting("MLVDB_SEGMENT_MAX_BYTES", size_bytes, 4096 * MIB, "Vector bytes beyond which a segment is merged no more.", minimum=1024),
+    Setting("MLVDB_LEASE_S", number, 15.0, "Time without a heartbeat after which a maintenance lease may be taken over.", minimum=0.2),
+    Setting("MLVDB_LOG_PRUNE_BYTES", size_bytes, 8 * MIB, "Log bytes removed in one transaction after a checkpoint.", minimum=1024),
+    Setting("MLVDB_IDLE_CATCH_UP_S", number, 0.5, "Interval at which an idle worker catches up with the log.", minimum=0.05),
+    Setting("MLVDB_FILTER_CACHE_BYTES", size_bytes, 256 * MIB, "Filter columns and masks kept in each worker.", minimum=0),
+    Setting("MLVDB_COMMIT_GROUP_BYTES", size_bytes, 8 * MIB, "Payload bytes that waiting writes of one worker may share in one commit.", minimum=1024),
+)
+
+BY_NAME: dict[str, Setting] = {setting.name: setting for setting in SETTINGS}
+
+
+def read_all(environ: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Return {name: value} of every setting; raise SettingError for the first that cannot be read."""
+    source = os.environ if environ is None else environ
+    return {setting.name: setting.read(source) for setting in SETTINGS}

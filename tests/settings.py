@@ -1,0 +1,31 @@
+"""The settings of the tests: a node of their own in a temporary data dir, never `var/8000`.
+
+Read before anything else of the project, because the data dir is settled when the site's settings are imported. Each
+pytest process has its own.
+"""
+
+import atexit
+import os
+import shutil
+import tempfile
+
+_data_dir = tempfile.mkdtemp(prefix="mlvdb-test-")
+_owner = os.getpid()
+os.environ["MLVDB_DATA_DIR"] = _data_dir
+# What the caller's shell says of another node or database is not for the tests.
+for _name in ("DATABASE_URL", "MLVDB_BROKER_URL", "MLVDB_HOST", "MLVDB_PORT"):
+    os.environ.pop(_name, None)
+
+
+def _remove() -> None:
+    # Forked children run their parent's exit functions too.
+    if os.getpid() == _owner:
+        shutil.rmtree(_data_dir, ignore_errors=True)
+
+
+atexit.register(_remove)
+
+from mlvdb_site.settings import *  # noqa: F403
+
+# Nothing slower than it must be: the users of the tests are worth no strong hash.
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
