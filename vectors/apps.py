@@ -8,3 +8,6 @@ class VectorsConfig(AppConfig):
 
     name = "vectors"
     verbose_name = "Vectors"
+
+    #: Periodic tasks a new node starts with: (name, task, seconds between two runs).
+    beat_entries = (("checkpoint sweep", "vectors.tasks.checkpoint_sweep", 15),)

@@ -37,8 +37,8 @@ class Part:
         self._living = np.ones(capacity, dtype=bool)
         self._living_is_shared = False
         self.dead = 0
-        # The columns ask for rows through a weak reference, so that a dropped part is freed at once: in a cycle it would
-        # wait for the collector.
+        # The columns ask for rows through a weak reference, so that a dropped part is freed at once: a cycle would wait
+        # for the collector.
         me = weakref.ref(self)
         self.columns = Columns(
             lambda start, stop: _alive(me).metadata[start:stop],

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from django.conf import settings
@@ -59,12 +60,22 @@ class _Committed(NamedTuple):
 
 
 class LocalQueryProcessor:
-    """One shard copy of this node behind the port; the first one unless `shard_id` says which. Thread-safe."""
+    """One shard copy of this node behind the port; the first one unless `shard_id` says which. Thread-safe.
 
-    def __init__(self, shard_id: int | None = None) -> None:
+    `request_checkpoint` is called with the shard's uid when its tail has reached the soft limit, at most once a second.
+    """
+
+    def __init__(
+        self,
+        shard_id: int | None = None,
+        *,
+        request_checkpoint: Callable[[str], object] = services.checkpoint_request,
+    ) -> None:
         self._given = shard_id
+        self._request_checkpoint = request_checkpoint
         self._found: tuple[Runtime, int] | None = None
         self._knocked_at = 0.0
+        self._knocking = threading.Event()
 
     # Writes.
 
@@ -313,9 +324,17 @@ class LocalQueryProcessor:
         if now - self._knocked_at < _KNOCK_INTERVAL_S:
             return
         self._knocked_at = now
-        head = log.read_head(shard.shard_id)
-        if head is not None:
-            services.checkpoint_request(head.uid)
+        opened = shard.opened
+        if opened is not None and not self._knocking.is_set():
+            self._knocking.set()
+            threading.Thread(target=self._publish, args=(opened.head.uid,), name="knock", daemon=True).start()
+
+    def _publish(self, shard_uid: str) -> None:
+        # Not in the thread of the request: a silent broker takes its time to be given up, and no write waits for that.
+        try:
+            self._request_checkpoint(shard_uid)
+        finally:
+            self._knocking.clear()
 
     def _written(self, shard: ShardRuntime, keys: Sequence[bytes], count: int, position: log.Position) -> WriteResult:
         opened = shard.opened

@@ -183,7 +183,8 @@ class Appender:
         return False
 
     def _take(self) -> list[_Waiting]:
-        taken, total = [], 0
+        taken: list[_Waiting] = []
+        total = 0
         with self._queue_lock:
             while self._queue and (
                 not taken or total + len(self._queue[0].payload) <= settings.MLVDB_COMMIT_GROUP_BYTES

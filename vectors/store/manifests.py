@@ -62,7 +62,7 @@ class ManifestRecord:
 
 def segment_directory(shard_uid: str, namespace_uid: str) -> Path:
     """Return the directory of a namespace's segments in one shard copy."""
-    return cast(Path, settings.NODE_FILES.segments) / shard_uid / namespace_uid
+    return settings.NODE_FILES.segments / shard_uid / namespace_uid
 
 
 def document_crc32(document: Mapping[str, Any]) -> int:

@@ -293,7 +293,11 @@ def _write(path: Path, write: Callable[[_ChecksummedFile], None]) -> FileStamp:
 
 
 def _write_bytes(path: Path, blob: np.ndarray) -> FileStamp:
-    return _write(path, lambda file: file.write(memoryview(blob)) and None)
+    def write(file: _ChecksummedFile) -> None:
+        if blob.size:
+            file.write(blob.data)
+
+    return _write(path, write)
 
 
 def _write_array(path: Path, array: np.ndarray) -> FileStamp:
@@ -303,11 +307,11 @@ def _write_array(path: Path, array: np.ndarray) -> FileStamp:
 def _write_rows(path: Path, chunks: Iterable[np.ndarray], *, shape: tuple[int, ...], dtype: str) -> FileStamp:
     def write(file: _ChecksummedFile) -> None:
         header = {"descr": dtype, "fortran_order": False, "shape": shape}
-        npy_format.write_array_header_1_0(file, header)  # type: ignore[arg-type]
+        npy_format.write_array_header_1_0(file, header)
         for chunk in chunks:
             data = np.ascontiguousarray(chunk, dtype=dtype)
             if data.size:
-                file.write(memoryview(data).cast("B"))
+                file.write(data.data.cast("B"))
 
     return _write(path, write)
 
