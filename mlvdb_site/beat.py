@@ -79,7 +79,12 @@ class BeatLease:
         changed = (
             self._rows()
             .filter(owner=row.owner, beats=row.beats)
-            .update(owner=self.owner, beats=row.beats + 1, seen_at=timezone.now())
+            .update(
+                owner=self.owner,
+                beats=row.beats + 1,
+                seen_at=timezone.now(),
+                since=row.since if row.owner == self.owner else timezone.now(),
+            )
         )
         if changed:
             self._bumped_at = now

@@ -25,12 +25,13 @@ ALIVE_WITHIN_S = 35.0
 
 @dataclass(frozen=True, slots=True)
 class ProcessState:
-    """The last sign of life of a process; `age_s` is None when there never was one."""
+    """The last sign of life of a process; `age_s` is None when there never was one, `for_s` how long it gives them."""
 
     name: str
     alive: bool
     seen_at: datetime | None
     age_s: float | None
+    for_s: float = 0.0
 
 
 def worker_name(queue: str) -> str:
@@ -53,12 +54,16 @@ def heartbeat_record(name: str, *, owner: str) -> None:
 def process_states() -> dict[str, ProcessState]:
     """Return {name: state} of beat, of the worker of each queue, and of the round from beat to a worker's pool."""
     now = timezone.now()
-    seen = dict(ProcessHeartbeat.objects.filter(node=settings.MLVDB_NODE_ID).values_list("name", "seen_at"))
+    rows = {row.name: row for row in ProcessHeartbeat.objects.filter(node=settings.MLVDB_NODE_ID)}
     states = {}
     for name in (BEAT, ROUND, *map(worker_name, QUEUES)):
-        at = seen.get(name)
-        age = None if at is None else max(0.0, (now - at).total_seconds())
-        states[name] = ProcessState(name, age is not None and age <= ALIVE_WITHIN_S, at, age)
+        row = rows.get(name)
+        if row is None:
+            states[name] = ProcessState(name, alive=False, seen_at=None, age_s=None)
+            continue
+        age = max(0.0, (now - row.seen_at).total_seconds())
+        lasting = max(0.0, (now - row.since).total_seconds())
+        states[name] = ProcessState(name, age <= ALIVE_WITHIN_S, row.seen_at, age, lasting)
     return states
 
 
@@ -74,6 +79,8 @@ def process_warnings(states: dict[str, ProcessState] | None = None) -> list[str]
         )
     if not states[BEAT].alive:
         warnings.append("Celery beat is not running: nothing is started by schedule.")
-    if states[BEAT].alive and states[worker_name("health")].alive and not states[ROUND].alive:
+    # A beat that has just started has not sent anything yet.
+    settled = states[BEAT].alive and states[BEAT].for_s > ALIVE_WITHIN_S
+    if settled and states[worker_name("health")].alive and not states[ROUND].alive:
         warnings.append("Celery beat and workers are running, but what beat sends is not being executed.")
     return warnings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from django.conf import settings
 from django.db import models
+from django.utils import timezone
 
 
 class Scope(models.TextChoices):
@@ -64,6 +65,7 @@ class ProcessHeartbeat(models.Model):
     owner = models.CharField(max_length=200)
     beats = models.BigIntegerField(default=0)
     seen_at = models.DateTimeField()
+    since = models.DateTimeField(default=timezone.now, help_text="When this owner gave its first sign.")
 
     class Meta:
         ordering = ["node", "name"]

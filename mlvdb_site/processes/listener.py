@@ -31,8 +31,8 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         # A node that is restarted must not wait for old connections to time out.
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Accepted connections inherit this. An answer leaves in two writes, head and body, and with Nagle's algorithm the
-        # second would wait for the client's delayed acknowledgement: 40 ms a request.
+        # Accepted connections inherit this. An answer leaves in two writes, head and body, and with Nagle's algorithm
+        # the second would wait for the client's delayed acknowledgement: 40 ms a request.
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         listening.bind(address)
         listening.listen(BACKLOG)

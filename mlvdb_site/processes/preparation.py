@@ -75,7 +75,7 @@ def make_first_user(files: NodeFiles) -> str | None:
     if users.filter(is_superuser=True).exists() or users.filter(username=ADMIN_NAME).exists():
         return None
     password = files.read_or_make(files.admin_password, secrets.token_urlsafe(12))
-    users.create_superuser(ADMIN_NAME, password=password)  # type: ignore[attr-defined]
+    users.create_superuser(ADMIN_NAME, password=password)
     return password
 
 
@@ -118,7 +118,7 @@ def _one_at_a_time() -> Iterator[None]:
 
 
 def _static_state() -> Iterator[str]:
-    yield settings.STATICFILES_STORAGE if hasattr(settings, "STATICFILES_STORAGE") else repr(settings.STORAGES)
+    yield repr(settings.STORAGES)
     for config in sorted(apps.get_app_configs(), key=lambda config: config.name):
         directory = Path(config.path) / "static"
         if not directory.is_dir():

@@ -119,6 +119,13 @@ class NodeServing:
             fork=forking.is_safe() and not settings.MLVDB_RELOAD,
         )
 
+    @cached_property
+    def code_watch(self) -> CodeWatch | None:
+        """What notices changed code, from its first use on; None without --reload."""
+        if not settings.MLVDB_RELOAD:
+            return None
+        return CodeWatch([settings.BASE_DIR / name for name in ("mlvdb_site", "vectors", "cluster")])
+
     # -- before anything is started -----------------------------------------------------------------------------
 
     def _refuse_open_address(self) -> None:
@@ -179,6 +186,8 @@ class NodeServing:
 
     def _start_all(self) -> None:
         supervisor = self.supervisor
+        # From now on: a change while the first processes load their code must not be missed.
+        _ = self.code_watch
         private_broker = self.broker
         if private_broker is not None:
             deadline = time.monotonic() + BROKER_WITHIN_S
@@ -236,11 +245,11 @@ class NodeServing:
                 supervisor.start(self._checkpoint_spec())
 
         supervisor.every(LOOK_EVERY_S, look_at_checkpoints)
-        if settings.MLVDB_RELOAD:
-            code = CodeWatch([settings.BASE_DIR / name for name in ("mlvdb_site", "vectors", "cluster")])
+        code_watch = self.code_watch
+        if code_watch is not None:
 
             def look_at_code() -> None:
-                changed = code.changed()
+                changed = code_watch.changed()
                 if changed:
                     others = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
                     self.terminal.line(f"Changed: {os.path.relpath(changed[0], settings.BASE_DIR)}{others}; reloading")

@@ -20,7 +20,7 @@ from granian.constants import Interfaces
 from granian.log import LogLevels
 from granian.log import logger as granian_logger
 from granian.net import SocketHolder
-from granian.server import Server
+from granian.server.mp import MPServer
 
 from mlvdb_site.processes import forking, lifeline
 from mlvdb_site.processes.listener import BACKLOG, LISTEN_VARIABLE
@@ -34,8 +34,13 @@ CRASH_LOOP_WITHIN_S = 10.0
 logger = logging.getLogger(__name__)
 
 
-class NodeServer(Server):
+class NodeServer(MPServer):
     """granian's server on the listening socket of the supervisor, which every worker accepts from."""
+
+    _ssp: Any
+    _shd: Any
+    _sfd: Any
+    _sso: Any
 
     def __init__(self, *args: Any, listening_fd: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -46,7 +51,8 @@ class NodeServer(Server):
         # granian would make a socket of its own in each worker (SO_REUSEPORT): those who wait in the queue of a
         # worker that dies are lost, and another program may share the port unnoticed.
         self._ssp = None
-        self._shd = SocketHolder(self.listening_fd, False, BACKLOG)
+        socket_holder: Any = SocketHolder  # whose stub does not know its constructor
+        self._shd = socket_holder(self.listening_fd, False, BACKLOG)
         self._sfd = self.listening_fd
         self._sso = None
         os.set_inheritable(self.listening_fd, True)

@@ -139,6 +139,10 @@ def test_a_round_that_does_not_close_is_a_warning_of_its_own() -> None:
     all_alive()
     ProcessHeartbeat.objects.filter(name=ROUND).delete()
 
+    assert process_warnings() == [], "beat has only just started"
+
+    ProcessHeartbeat.objects.filter(name=BEAT).update(since=timezone.now() - timedelta(minutes=5))
+
     assert process_warnings() == ["Celery beat and workers are running, but what beat sends is not being executed."]
 
 

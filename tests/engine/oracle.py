@@ -76,5 +76,5 @@ def score(values: np.ndarray, query: np.ndarray, metric: str) -> float:
     product = float((x * q).sum())
     if metric == "ip":
         return product
-    lengths = float(np.sqrt((x * x).sum()) * np.sqrt((q * q).sum()))
+    lengths = float(np.sqrt((x * x).sum() * (q * q).sum()))
     return float(np.clip(product / lengths, -1.0, 1.0)) if lengths > 0 else 0.0

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.engine.oracle import Oracle
 from vectors.engine import ids, search
 from vectors.engine.digest import view_digest
-from vectors.engine.distances import Query
+from vectors.engine.distances import Query, exact_scores
 from vectors.engine.filters import parse_filter
 from vectors.engine.operations import Delete, NamespaceDrop, NamespacePut, Patch, Upsert, decode, encode
 from vectors.engine.shard import ShardEngine
@@ -206,3 +206,11 @@ def test_a_score_threshold_keeps_what_is_good_enough(threshold):
         ][:40]
         found = search.search(engine.view("a"), search.Wanted(Query.of(query, metric), 40, None, threshold)).found
         assert [item.key for item in found] == kept
+
+
+def test_a_row_is_exactly_as_similar_to_itself_as_can_be():
+    rng = np.random.default_rng(3)
+    for dimension in (1, 7, 64, 384, 1000):
+        values = rng.standard_normal((50, dimension), dtype=np.float32) * np.float32(3.7)
+        scores = [exact_scores(values[row : row + 1], Query.of(values[row], "cosine"))[0] for row in range(50)]
+        assert scores == [1.0] * 50

@@ -45,16 +45,19 @@ class Query:
     scan: np.ndarray
     exact: np.ndarray
     norm: float
+    squared_norm: float
 
     @classmethod
     def of(cls, values: np.ndarray, metric: Metric) -> Query:
         """Prepare (d,) float32 values."""
         exact = values.astype(np.float64)
-        norm = float(np.sqrt((exact * exact).sum()))
+        # Summed as the rows are, so that a row compared with itself has a cosine of exactly 1.
+        squared = float(np.square(exact[np.newaxis, :]).sum(axis=1)[0])
+        norm = float(np.sqrt(squared))
         if metric == "cosine":
             scan = (exact / norm if norm else exact).astype(np.float32)
-            return cls(metric, scan, exact, norm)
-        return cls(metric, np.ascontiguousarray(values, dtype=np.float32), exact, norm)
+            return cls(metric, scan, exact, norm, squared)
+        return cls(metric, np.ascontiguousarray(values, dtype=np.float32), exact, norm, squared)
 
 
 def exact_scores(rows: np.ndarray, query: Query) -> np.ndarray:
@@ -68,7 +71,7 @@ def exact_scores(rows: np.ndarray, query: Query) -> np.ndarray:
             continue
         products = (chunk * query.exact).sum(axis=1)
         if query.metric == "cosine":
-            lengths = np.sqrt(np.square(chunk, out=chunk).sum(axis=1)) * query.norm
+            lengths = np.sqrt(np.square(chunk, out=chunk).sum(axis=1) * query.squared_norm)
             products = np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
             np.clip(products, -1.0, 1.0, out=products)
         scores[start : start + len(chunk)] = products
