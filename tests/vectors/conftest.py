@@ -14,7 +14,7 @@ from vectors import runtime
 from vectors.engine import ids
 from vectors.engine.digest import view_digest
 from vectors.models import ShardHead
-from vectors.query_processor import LocalQueryProcessor, VectorBatch
+from vectors.query_processor import LocalQueryProcessor, VectorBatch, selection
 from vectors.services import ensure_local_shard
 from vectors.store import recovery
 from vectors.store.checkpoint import CheckpointResult, checkpoint_run
@@ -73,3 +73,11 @@ def batch() -> Callable[..., VectorBatch]:
         )
 
     return make
+
+
+@pytest.fixture
+def served(shard) -> Iterator[Shard]:
+    """The shard copy, also behind the views of this process: they keep their query processor from test to test."""
+    selection._instance.cache_clear()
+    yield shard
+    selection._instance.cache_clear()

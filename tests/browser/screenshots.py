@@ -1,0 +1,78 @@
+"""Takes the pictures of the documentation, of a real node with the data set that ships with the project:
+
+    script/test tests/browser/screenshots.py
+
+Not part of a plain run, which changes no file of the checkout.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from django.conf import settings
+
+from tests.browser import digits
+
+expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
+
+IMAGES = settings.BASE_DIR / "docs" / "images"
+LARGEST_BYTES = 200_000
+COLORS = {"tomato": (255, 99, 71), "gold": (255, 215, 0), "teal": (0, 128, 128), "navy": (0, 0, 128)}
+
+pytestmark = [pytest.mark.browser, pytest.mark.processes]
+
+
+@pytest.fixture(scope="module")
+def filled(node):
+    """The node with all digits, and a small namespace beside them."""
+    digits.load(node)
+    node.call("PUT", "/namespaces/colors", {"dimension": 3, "metric": "l2"})
+    rows = [{"id": name, "values": values, "metadata": {"name": name}} for name, values in COLORS.items()]
+    node.call("PUT", "/vectors/batch?namespace=colors", {"vectors": rows})
+    return node
+
+
+def take(page: Any, name: str, *, height: int) -> None:
+    """Take a picture of the upper part of the page."""
+    path = IMAGES / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=path, clip={"x": 0, "y": 0, "width": 1280, "height": height})
+    assert path.stat().st_size < LARGEST_BYTES
+
+
+def quiet(admin: Any, reload_until: Any) -> None:
+    """Wait until nothing is amiss with the node: the background processes of a new one take a moment."""
+    reload_until(admin, lambda: not admin.locator(".node-warning").count(), what="a page without a warning")
+
+
+def test_admin_namespaces(admin, filled, reload_until):
+    admin.goto(f"{filled.base_url}/admin/vectors/namespace/")
+    admin.locator("#action-toggle").check()
+    admin.get_by_label("Action:").select_option("checkpoint")
+    admin.get_by_role("button", name="Go").click()
+    segments = admin.locator("#result_list .field-segments")
+    reload_until(admin, lambda: segments.all_inner_texts() == ["1", "1"], what="the segments")
+    admin.goto(f"{filled.base_url}/admin/vectors/namespace/")
+    quiet(admin, reload_until)
+    take(admin, "admin-namespaces.png", height=560)
+
+
+def test_admin_search(admin, filled, reload_until):
+    admin.goto(f"{filled.base_url}/admin/vectors/namespace/?q=digits")
+    quiet(admin, reload_until)
+    admin.get_by_role("link", name="browse").click()
+    admin.locator("#search_id").fill("digit-0004")
+    admin.locator("#search-form").get_by_role("button", name="Search").click()
+    expect(admin.locator("#result_list img.picture")).to_have_count(10)
+    take(admin, "admin-search.png", height=900)
+
+
+def test_browsable_search(page, filled):
+    page.set_viewport_size({"width": 1280, "height": 1100})
+    page.goto(f"{filled.base_url}/search?namespace=digits")
+    body = page.locator("#post-form textarea")
+    body.fill('{"id": "digit-0004", "top_k": 3, "filter": {"parity": "odd"}, "with_values": false}')
+    page.locator("#post-form button").click()
+    page.get_by_text('"score"').first.wait_for()
+    take(page, "browsable-search.png", height=900)
