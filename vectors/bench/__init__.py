@@ -1,0 +1,1 @@
+"""What `manage.py bench` measures, and the load generator that it measures with."""

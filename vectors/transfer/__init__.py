@@ -1,0 +1,1 @@
+"""Files into namespaces and namespaces into files: what `load_vectors` and `export_vectors` do."""
