@@ -1,8 +1,8 @@
-"""What one web worker spends, measured inside a process that is set up like one. Run by `single_node.py` on a node's data.
+"""What one web worker spends, measured inside a process that is set up like one; run by `single_node.py`.
 
     python benchmarks/inside.py NAMESPACE QUERIES.npy
 
-prints one JSON object of seconds. `overhead_s` is a whole request through the WSGI application less the search it asks for.
+prints one JSON object of seconds, for the node that MLVDB_DATA_DIR names.
 """
 
 from __future__ import annotations
@@ -91,9 +91,7 @@ def main(namespace: str, queries_file: str) -> None:
                 "freshness_s": timed(lambda: [shard.fresh(timeout_s=1) for _ in range(100)], times=TIMES) / 100,
                 "bare_head_s": timed(lambda: [log.read_head(shard.shard_id) for _ in range(100)], times=TIMES) / 100,
                 "request_s": timed(lambda: answer(tiny, "tiny"), times=10 * TIMES),
-                "tiny_search_s": timed(
-                    lambda: search.search(opened.engine.view("tiny"), wanted), times=10 * TIMES
-                ),
+                "tiny_search_s": timed(lambda: search.search(opened.engine.view("tiny"), wanted), times=10 * TIMES),
             }
         )
     )

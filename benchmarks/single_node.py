@@ -36,41 +36,37 @@ def rows_of(base: np.ndarray, count: int) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
+def row(number: int, values: object) -> dict[str, object]:
+    """Return a row of a batch."""
+    return {"id": f"row-{number}", "values": values, "metadata": {"number": number, "group": number % 100}}
+
+
 def json_batches(rows: np.ndarray, namespace: str) -> list[bytes]:
     """Return the requests that upsert `rows` as JSON."""
+    path = f"/vectors/batch?namespace={namespace}"
     return [
-        json_request(
-            "PUT",
-            f"/vectors/batch?namespace={namespace}",
-            {
-                "vectors": [
-                    {"id": f"row-{number}", "values": rows[number].tolist(), "metadata": {"number": number, "group": number % 100}}
-                    for number in range(start, min(start + BATCH, len(rows)))
-                ]
-            },
-        )
-        for start in range(0, len(rows), BATCH)
+        json_request("PUT", path, {"vectors": [row(number, rows[number].tolist()) for number in batch]})
+        for batch in batches(len(rows))
     ]
 
 
 def msgpack_batches(rows: np.ndarray, namespace: str) -> list[bytes]:
     """Return the requests that upsert `rows` as msgpack."""
+    path = f"/vectors/batch?namespace={namespace}"
     return [
         prepared(
             "PUT",
-            f"/vectors/batch?namespace={namespace}",
-            msgpack.packb(
-                {
-                    "vectors": [
-                        {"id": f"row-{number}", "values": rows[number].tobytes(), "metadata": {"number": number, "group": number % 100}}
-                        for number in range(start, min(start + BATCH, len(rows)))
-                    ]
-                }
-            ),
+            path,
+            msgpack.packb({"vectors": [row(number, rows[number].tobytes()) for number in batch]}),
             content_type="application/msgpack",
         )
-        for start in range(0, len(rows), BATCH)
+        for batch in batches(len(rows))
     ]
+
+
+def batches(count: int) -> list[range]:
+    """Return the row numbers of each batch."""
+    return [range(start, min(start + BATCH, count)) for start in range(0, count, BATCH)]
 
 
 def elsewhere(call: Callable[..., Load], *arguments: object, **options: object) -> Load:
@@ -113,11 +109,12 @@ def measure(table: Table, rows: np.ndarray, queries: np.ndarray) -> None:
         table.add("first start to ready, empty data dir", 0, f"{node.start():.1f} s")
         bodies = msgpack_batches(rows, "packed")
         load = elsewhere(run, node.port, bodies, clients=4)
-        table.add(f"ingest, msgpack, batches of {BATCH}, 4 clients", count, f"{load.per_s * BATCH:,.0f} rows/s", "≥ 30,000")
+        ingest = f"batches of {BATCH}, 4 clients"
+        table.add(f"ingest, msgpack, {ingest}", count, f"{load.per_s * BATCH:,.0f} rows/s", "≥ 30,000")
         del bodies
         bodies = json_batches(rows[:20_000], "json")
         load = elsewhere(run, node.port, bodies, clients=4)
-        table.add(f"ingest, JSON, batches of {BATCH}, 4 clients", len(rows[:20_000]), f"{load.per_s * BATCH:,.0f} rows/s", "≥ 12,000")
+        table.add(f"ingest, JSON, {ingest}", len(rows[:20_000]), f"{load.per_s * BATCH:,.0f} rows/s", "≥ 12,000")
         del bodies
         Wire(node.port).ask(prepared("DELETE", "/namespaces/json"))
         for clients in (1, 8):
@@ -129,7 +126,7 @@ def measure(table: Table, rows: np.ndarray, queries: np.ndarray) -> None:
             table.add(
                 f"single durable inserts, {clients} clients",
                 count,
-                f"{load.per_s:,.0f}/s (p50 {load.p50_ms:.2f} ms, p99 {load.p99_ms:.2f} ms)",
+                str(load),
                 "≥ 1,200/s",
             )
         Wire(node.port).ask(prepared("DELETE", "/namespaces/single"))
@@ -146,11 +143,12 @@ def measure(table: Table, rows: np.ndarray, queries: np.ndarray) -> None:
             table.add(
                 f"exact search over HTTP, top 10, {clients} clients",
                 count,
-                f"{load.per_s:,.0f}/s (p50 {load.p50_ms:.2f} ms, p99 {load.p99_ms:.2f} ms)",
+                str(load),
             )
-        reads = [prepared("GET", f"/vectors/row-{number}?namespace=packed") for number in range(0, count, max(1, count // 512))]
+        asked = range(0, count, max(1, count // 512))
+        reads = [prepared("GET", f"/vectors/row-{number}?namespace=packed") for number in asked]
         load = elsewhere(run, node.port, reads, clients=8, seconds=SECONDS)
-        table.add("point reads, 8 clients", count, f"{load.per_s:,.0f}/s (p50 {load.p50_ms:.2f} ms, p99 {load.p99_ms:.2f} ms)")
+        table.add("point reads, 8 clients", count, str(load))
         memory = node.memory_bytes()
         status, body = Wire(node.port).ask(prepared("GET", "/namespaces?detail=1"))
         assert status == 200
@@ -165,10 +163,16 @@ def measure(table: Table, rows: np.ndarray, queries: np.ndarray) -> None:
         tiny.ask(json_request("POST", "/vectors?namespace=tiny", {"values": queries[0].tolist(), "metadata": {"a": 1}}))
         node.stop()
         began = node.start()
-        wire = Wire(node.port)
-        status, _ = wire.ask(searches[0])
+        status, _ = Wire(node.port).ask(searches[0])
         assert status == 200
         table.add("restart to ready and first answer", count, f"{began:.2f} s", "≤ 3 s")
+        elsewhere(run, node.port, searches[:64], clients=4)
+        memory = node.memory_bytes()
+        table.add(
+            "memory of two workers (summed PSS) after a restart and searches",
+            count,
+            f"{memory / 2**20:,.0f} MiB = {memory / data:.2f} × the data",
+        )
         node.stop()
         inside(table, node, queries, count)
 
@@ -189,10 +193,11 @@ def inside(table: Table, node: Node, queries: np.ndarray, count: int) -> None:
     if done.returncode:
         raise RuntimeError(done.stderr)
     seen = json.loads(done.stdout.splitlines()[-1])
+    search_s, product_s = seen["search_s"], seen["product_s"]
     table.add(
         "exact search in the engine against the bare X @ q",
         count,
-        f"{1000 * seen['search_s']:.2f} ms / {1000 * seen['product_s']:.2f} ms = {seen['search_s'] / seen['product_s']:.2f} ×",
+        f"{1000 * search_s:.2f} ms / {1000 * product_s:.2f} ms = {search_s / product_s:.2f} ×",
         "≤ 1.3 ×",
     )
     table.add("top-k selection", count, f"{1000 * seen['topk_s']:.3f} ms", "≤ 0.1 ms")
@@ -204,6 +209,13 @@ def inside(table: Table, node: Node, queries: np.ndarray, count: int) -> None:
     )
     overhead = seen["request_s"] - seen["tiny_search_s"]
     table.add("a search request through our own code, search excluded", 1, f"{1e6 * overhead:.0f} µs", "≤ 350 µs")
+
+
+def processor() -> str:
+    """Return the processor's name."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 def main() -> None:
@@ -219,15 +231,14 @@ def main() -> None:
     else:
         base = np.load(options.data, allow_pickle=False).astype(np.float32)
     base /= np.linalg.norm(base, axis=1, keepdims=True)
-    queries = base[:500] if options.queries is None else np.load(options.queries, allow_pickle=False).astype(np.float32)
-    model = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")),
-        platform.processor(),
-    )
+    queries = base[:500]
+    if options.queries is not None:
+        queries = np.load(options.queries, allow_pickle=False).astype(np.float32)
+    data = "random unit vectors" if options.data is None else options.data.name
     head = (
-        f"{os.cpu_count()} × {model}, {platform.system()} {platform.release()}, Python {platform.python_version()}, "
-        f"numpy {np.__version__}; {base.shape[1]} dimensions, "
-        f"{'random unit vectors' if options.data is None else options.data.name}; two web workers, load from a separate process"
+        f"{os.cpu_count()} × {processor()}, {platform.system()} {platform.release()}, "
+        f"Python {platform.python_version()}, numpy {np.__version__}; {base.shape[1]} dimensions, {data}; "
+        "two web workers, load from a separate process"
     )
     print(head + "\n")
     table = Table()

@@ -11,7 +11,12 @@ from dataclasses import dataclass
 
 
 def prepared(
-    method: str, path: str, body: bytes = b"", *, content_type: str = "application/json", accept: str = "application/json"
+    method: str,
+    path: str,
+    body: bytes = b"",
+    *,
+    content_type: str = "application/json",
+    accept: str = "application/json",
 ) -> bytes:
     """Return the bytes of an HTTP/1.1 request that keeps its connection."""
     head = (
@@ -62,6 +67,9 @@ class Load:
     per_s: float
     p50_ms: float
     p99_ms: float
+
+    def __str__(self) -> str:
+        return f"{self.per_s:,.0f}/s (p50 {self.p50_ms:.2f} ms, p99 {self.p99_ms:.2f} ms)"
 
 
 def run(port: int, requests: Sequence[bytes], *, clients: int, seconds: float = 0.0, expect: int = 200) -> Load:

@@ -128,6 +128,13 @@ class ShardDamaged(Unavailable):
     transient = False
 
 
+class WrongNode(Unavailable):
+    """Raised when another node made the shard copies in the database: their segments are in its data dir, not here."""
+
+    code = "wrong_node"
+    transient = False
+
+
 class StorageFull(MLVectorDBError):
     """Raised when the disk has no room for a write."""
 

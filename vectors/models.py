@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import uuid
 
+from django.conf import settings
 from django.db import models
 
 from vectors.engine.operations import Kind
@@ -17,11 +18,18 @@ def _new_uid() -> str:
     return uuid.uuid4().hex
 
 
+def _this_node() -> str:
+    return str(settings.MLVDB_NODE_ID)
+
+
 class ShardHead(models.Model):
     """One shard copy of this node: the head of its log and what is known of it. Locked for every append."""
 
     uid = models.CharField(max_length=32, unique=True, default=_new_uid, editable=False)
     label = models.CharField(max_length=128, unique=True)
+    node = models.CharField(
+        max_length=32, default=_this_node, editable=False, help_text="Id of the node whose data dir has the segments."
+    )
     term = models.BigIntegerField(default=1)
     last_seq = models.BigIntegerField(default=0)
     incarnation = models.BigIntegerField(default=1, help_text="Changes when the log is cut back or refilled.")

@@ -21,7 +21,7 @@ from django.db import connection
 
 from vectors.engine.filters import ColumnBudget
 from vectors.engine.operations import Operation
-from vectors.errors import LogGap, MemoryLimitReached, NotReady
+from vectors.errors import LogGap, MemoryLimitReached, NotReady, StorageError
 from vectors.store import log, recovery
 
 logger = logging.getLogger(__name__)
@@ -140,6 +140,7 @@ class Runtime:
         self._warm = threading.Event()
         self._stop = threading.Event()
         self._error: str | None = None
+        self._database_away = False
         self._memory_bytes = 0
         self._keeper = threading.Thread(target=self._keep, name="engine-keeper", daemon=True)
 
@@ -166,12 +167,12 @@ class Runtime:
         return list(self._shards.values())
 
     def readiness(self) -> Readiness:
-        """Return whether every shard copy is open."""
+        """Return whether every shard copy is open, and the database there: every request asks it for the head."""
         shards = self.shards()
         total = sum(shard.progress.total for shard in shards)
         done = sum(min(shard.progress.done, shard.progress.total) for shard in shards)
-        ready = self._warm.is_set()
-        percent = 100.0 if ready else min(99.0, 100.0 * done / total) if total else 0.0
+        warm = self._warm.is_set()
+        percent = 100.0 if warm else min(99.0, 100.0 * done / total) if total else 0.0
         detail: dict[str, Any] = {"bytes_done": done, "bytes_total": total}
         if self._error is not None:
             detail["error"] = self._error
@@ -180,7 +181,7 @@ class Runtime:
         }
         if damage:
             detail["damage"] = damage
-        return Readiness(ready, percent, detail)
+        return Readiness(warm and not self._database_away, percent, detail)
 
     def memory_bytes(self) -> int:
         """Return the estimated bytes of the node's engines: segments once, tails in every worker."""
@@ -211,10 +212,10 @@ class Runtime:
             while not self._stop.is_set():
                 try:
                     self._look_after()
-                    self._error = None
+                    self._error, self._database_away = None, False
                 except Exception as error:
                     # The database may be away for a while; requests report that, this thread only comes back.
-                    self._error = str(error)
+                    self._error, self._database_away = str(error), isinstance(error, StorageError)
                     logger.warning("engine_keeper_failed error=%s", error, exc_info=not self._warm.is_set())
                     connection.close()
                 self._stop.wait(settings.MLVDB_IDLE_CATCH_UP_S)

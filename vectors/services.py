@@ -14,9 +14,22 @@ from django.utils import timezone
 
 from vectors.engine.distances import METRICS
 from vectors.engine.operations import Kind, NamespaceDrop, NamespacePut, encode
-from vectors.errors import Conflict, DimensionMismatch, InvalidInput, NamespaceNotFound
+from vectors.errors import Conflict, DimensionMismatch, InvalidInput, NamespaceNotFound, WrongNode
 from vectors.models import Namespace, ShardHead
+from vectors.names import checked_namespace
 from vectors.store import log
+from vectors.store.faults import storage_faults
+from vectors.store.recovery import check_node
+
+__all__ = [
+    "WrongNode",
+    "checkpoint_request",
+    "dimension_mismatch",
+    "ensure_local_shard",
+    "namespace_drop",
+    "namespace_ensure",
+    "namespace_put",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -24,24 +37,24 @@ DEFAULT_SHARD_LABEL = "shard_0"
 DEFAULT_METRIC = "cosine"
 DEFAULT_RECALL_TARGET = 0.99
 
-RESERVED_NAMESPACES = frozenset({"vectors"})
-"""Words that are routes below `/namespaces`, and so no names."""
-
 _PICTURE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 
 
+@storage_faults()
 def ensure_local_shard() -> ShardHead:
-    """Return the node's shard copy, made on first use."""
+    """Return the node's shard copy, made on first use. Raise WrongNode when the database is another node's."""
     head = ShardHead.objects.order_by("pk").first()
-    if head is not None:
-        return head
-    try:
-        return ShardHead.objects.create(label=DEFAULT_SHARD_LABEL)
-    except IntegrityError:
-        # Another process made it in the same moment.
-        return ShardHead.objects.get(label=DEFAULT_SHARD_LABEL)
+    if head is None:
+        try:
+            head = ShardHead.objects.create(label=DEFAULT_SHARD_LABEL)
+        except IntegrityError:
+            # Another process made it in the same moment.
+            head = ShardHead.objects.get(label=DEFAULT_SHARD_LABEL)
+    check_node(head.pk)
+    return head
 
 
+@storage_faults()
 def namespace_ensure(shard_id: int, name: str, *, dimension: int) -> Namespace:
     """Return the namespace of that name, made with `dimension` when there is none.
 
@@ -70,6 +83,7 @@ def namespace_put(
 
     Raise InvalidInput for a bad attribute and Conflict for another dimension or metric than it has.
     """
+    checked_namespace(name)
     if metric is not None and metric not in METRICS:
         raise InvalidInput(f"metric is one of {', '.join(METRICS)}", field="metric")
     if dimension is not None and not 1 <= dimension <= settings.MLVDB_MAX_DIMENSION:

@@ -1,6 +1,6 @@
 """Query parameters: what an endpoint takes, declared once for checking, for the browsable API and for the schema.
 
-A parameter that the endpoint does not take is refused, as is one of the wrong form; the error names it.
+A parameter that the endpoint does not take is refused, as is one of the wrong form or given twice; the error names it.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ import math
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+from django.http import QueryDict
 
 from mlvdb_site.http.errors import RequestError
 
-NAME_PATTERN: Final = "[A-Za-z0-9_][A-Za-z0-9._-]{0,127}"
-"""Names of namespaces, shards and replicas."""
-
-_NAME = re.compile(NAME_PATTERN)
-_WHOLE = re.compile(r"-?[0-9]{1,18}", re.ASCII)
+_WHOLE = re.compile(r"-?[0-9]{1,18}")
+_DECIMAL = re.compile(r"([0-9]{1,18}\.?[0-9]{0,18}|\.[0-9]{1,18})([eE][+-]?[0-9]{1,3})?")
 _FLAGS = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -43,26 +43,34 @@ class QueryParameter:
 FORMAT = QueryParameter("format", "Form of the answer; overrides the Accept header.")
 
 
-def check_query(query: Mapping[str, str], allowed: Iterable[QueryParameter]) -> None:
-    """Raise RequestError for a query parameter that is not among `allowed`."""
+def check_query(query: QueryDict, allowed: Iterable[QueryParameter]) -> None:
+    """Raise RequestError for a query parameter that is not among `allowed`, and for one that is given twice."""
     names = {parameter.name for parameter in allowed}
-    for name in query:
+    for name, values in query.lists():
         if name not in names and name != FORMAT.name:
             known = ", ".join(sorted(names)) or "none"
             raise RequestError(
                 f"unknown query parameter {name!r}; this endpoint takes: {known}", code="unknown_field", field=name
             )
+        if len(values) > 1:
+            raise RequestError(
+                f"{name} is given {len(values)} times; once is enough", code="repeated_parameter", field=name
+            )
 
 
-def checked_name(text: str, *, field: str, reserved: Collection[str] = ()) -> str:
-    """Return the name of a namespace, shard or replica; raise RequestError when it cannot be one."""
-    if not _NAME.fullmatch(text):
-        raise RequestError(
-            f"{field} must be 1 to 128 letters, digits, '.', '_' or '-', and not begin with '.' or '-'", field=field
-        )
-    if text in reserved:
-        raise RequestError(f"{text!r} is a word of the API's paths and cannot be a name", field=field)
-    return text
+def check_encoding(path: str, query: str) -> None:
+    """Raise RequestError for a path or query whose percent-encoded bytes are not UTF-8 (RFC 3986 §2.5).
+
+    `path` is decoded as WSGI has it (latin-1), `query` is not. Django would read other characters in their place: an
+    id that nobody has sent.
+    """
+    for field_name, raw in (("path", path.encode("latin-1", "replace")), ("query", unquote_to_bytes(query))):
+        try:
+            raw.decode()
+        except UnicodeDecodeError:
+            raise RequestError(
+                f"the {field_name} of the URL is not UTF-8", code="invalid_encoding", field=field_name
+            ) from None
 
 
 def flag(text: str, *, field: str) -> bool:
@@ -89,10 +97,8 @@ def whole_number(text: str, *, field: str, minimum: int, maximum: int) -> int:
 
 def seconds(text: str, *, field: str, maximum: float) -> float:
     """Return a time above 0 s."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
+    # Not every text that is a float to Python is a number to others: 1_0, ١.
+    value = float(text) if _DECIMAL.fullmatch(text) else math.nan
     if not 0 < value <= maximum:
         raise RequestError(f"{field} must be a number of seconds above 0 and at most {maximum:g}", field=field)
     return value

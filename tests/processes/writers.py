@@ -35,7 +35,7 @@ class History:
     versions: Iterator[int] = field(default_factory=lambda: count(1))
 
     def possible(self, row_id: str) -> set[int | None]:
-        """Return the versions that the node may hold now: that of the last acknowledged write, or of one tried since."""
+        """Return the versions that the node may hold: that of the last acknowledged write, or of one tried since."""
         allowed: set[int | None] = {None}
         for attempt in self.attempts[row_id]:
             allowed = {attempt.version} if attempt.acknowledged else allowed | {attempt.version}

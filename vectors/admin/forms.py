@@ -12,13 +12,12 @@ from django.conf import settings
 from django.forms.models import construct_instance
 
 from mlvdb_site.http.errors import RequestError
-from mlvdb_site.http.parameters import checked_name
-from vectors.engine.filters import Filter, parse_filter
 from vectors.engine.ids import key_of_text
 from vectors.errors import InvalidInput, MLVectorDBError
 from vectors.models import Namespace
+from vectors.names import checked_namespace
+from vectors.query_processor.parsing import filter_of
 from vectors.selectors import namespaces_alive
-from vectors.services import RESERVED_NAMESPACES
 
 T = TypeVar("T")
 
@@ -62,7 +61,7 @@ class NamespaceForm(RefusingForm, forms.ModelForm):
         data = super().clean() or self.cleaned_data
         name = data.get("name")
         if name is not None:
-            self.read("name", lambda: checked_name(name, field="name", reserved=RESERVED_NAMESPACES))
+            self.read("name", lambda: checked_namespace(name, field="name"))
             if namespaces_alive().filter(name=name).exists():
                 self.add_error("name", f"There is a namespace {name} already.")
         if self.refusal is not None:
@@ -106,7 +105,9 @@ class RowsForm(RefusingForm, forms.Form):
         """Read filter and id: `key` and `condition` in the cleaned data."""
         data = super().clean() or self.cleaned_data
         text, id_text = data.get("filter", ""), data.get(self.id_field, "")
-        data["condition"] = self.read("filter", lambda: filter_of(text)) if text.strip() else None
+        data["condition"] = (
+            self.read("filter", lambda: filter_of(_json(text, field="filter"))) if text.strip() else None
+        )
         as_string = bool(data.get("id_type"))
         data["key"] = self.read(self.id_field, lambda: key_of_text(id_text, as_string=as_string)) if id_text else None
         return data
@@ -157,16 +158,6 @@ class SearchForm(RowsForm):
             elif data["key"] is not None and data["vector"] is not None:
                 self.add_error("query", "Give an id or a vector, not both.")
         return data
-
-
-def filter_of(text: str) -> Filter:
-    """Return the filter in a JSON text, bounded by the settings; raise InvalidFilter, InvalidInput for no JSON."""
-    return parse_filter(
-        _json(text, field="filter"),
-        max_conditions=settings.MLVDB_MAX_FILTER_CONDITIONS,
-        max_depth=settings.MLVDB_MAX_FILTER_DEPTH,
-        max_values=settings.MLVDB_MAX_FILTER_VALUES,
-    )
 
 
 def vector_of(text: str) -> np.ndarray:

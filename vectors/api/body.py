@@ -9,10 +9,8 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any, cast
 
-from django.conf import settings
 from rest_framework.request import Request
 
-from vectors.engine.filters import Filter, parse_filter
 from vectors.errors import InvalidInput
 
 Body = Mapping[str, Any]
@@ -126,17 +124,6 @@ def metric(body: Body, name: str = "metric", *, prefix: str = "") -> str | None:
     if type(value) is not str or value not in METRICS:
         raise InvalidInput(f"{name} must be one of {', '.join(METRICS)}", field=f"{prefix}{name}")
     return value
-
-
-def filter_of(value: Any, *, field: str = "filter") -> Filter:
-    """Return a parsed filter, bounded by the settings; raise InvalidFilter."""
-    return parse_filter(
-        value,
-        field=field,
-        max_conditions=settings.MLVDB_MAX_FILTER_CONDITIONS,
-        max_depth=settings.MLVDB_MAX_FILTER_DEPTH,
-        max_values=settings.MLVDB_MAX_FILTER_VALUES,
-    )
 
 
 def _shown(name: object) -> str:

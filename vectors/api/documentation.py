@@ -8,7 +8,7 @@ from django.conf import settings
 
 from mlvdb_site.http.openapi import Schema, add_components, describe, hide, ref
 from vectors.api import views
-from vectors.api.options import IDEMPOTENCY_KEY, NAME_SCHEMA, RESERVED_NAMESPACES
+from vectors.api.options import IDEMPOTENCY_KEY, NAME_SCHEMA
 from vectors.api.schemas import (
     component_schemas,
     explained_schema,
@@ -17,6 +17,7 @@ from vectors.api.schemas import (
     optional_schema,
     written_schema,
 )
+from vectors.names import RESERVED_NAMESPACES
 
 _READ_HEADERS = ("X-MLVDB-Complete", "X-MLVDB-Shards", "X-MLVDB-Failed", "X-MLVDB-Stale")
 _ROW_ID: Schema = {
@@ -221,7 +222,7 @@ def _document_namespaces() -> None:
             {"status": {"const": "success"}, "message": {"type": "string"}, "namespace": ref("Namespace")},
             required=("status", "message", "namespace"),
         ),
-        errors=(409, 507),
+        errors=(405, 409, 507),
     )
     describe(
         views.NamespaceView,
@@ -231,7 +232,7 @@ def _document_namespaces() -> None:
         summary="Drop a namespace with all its vectors",
         path=name,
         answer=written_schema({"deleted": {"type": "integer", "minimum": 0}}),
-        errors=(404, 409),
+        errors=(404, 405, 409),
     )
     describe(
         views.ScrollView,

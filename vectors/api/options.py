@@ -14,15 +14,13 @@ from rest_framework.request import Request
 
 from mlvdb_site.http.errors import RequestError
 from mlvdb_site.http.parameters import (
-    NAME_PATTERN,
     QueryParameter,
-    checked_name,
     choice,
     flag,
     seconds,
 )
+from vectors.names import NAME_PATTERN, checked_namespace
 from vectors.query_processor.port import DEFAULT_OPTIONS, RequestOptions
-from vectors.services import RESERVED_NAMESPACES
 
 DEFAULT_NAMESPACE: Final = "default"
 
@@ -99,7 +97,7 @@ def namespace_of(request: Request) -> str:
 
 def namespace_name(text: str, *, field: str) -> str:
     """Return the name of a namespace; raise RequestError when it cannot be one."""
-    return checked_name(text, field=field, reserved=RESERVED_NAMESPACES)
+    return checked_namespace(text, field=field)
 
 
 def options_of(request: Request) -> RequestOptions:
@@ -109,9 +107,11 @@ def options_of(request: Request) -> RequestOptions:
     given = {parameter.name: meta[key] for key, parameter in _HEADERS if key in meta}
     if meta.get("QUERY_STRING"):
         query = http.GET
-        for parameter in CONSISTENCY_PARAMETERS:
-            if parameter.name in query:
-                given[parameter.name] = query[parameter.name]
+        overridden = [parameter.name for parameter in CONSISTENCY_PARAMETERS if parameter.name in query]
+        if given and overridden:
+            # A header of the wrong form is refused even where the query wins.
+            _parse(given)
+        given.update((name, query[name]) for name in overridden)
     return _parse(given) if given else DEFAULT_OPTIONS
 
 

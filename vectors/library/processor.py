@@ -89,7 +89,7 @@ class QueryProcessor:
             query=float32_vector(values, field="query"),
             top_k=top_k,
             metric=metric or self.index.metric,
-            filter=filter_of(filter),
+            filter=None if filter is None else filter_of(filter),
         )
         hits = self.storage_engine.query_processor.find_similar(request, namespace=namespace).value
         answer = []

@@ -93,8 +93,8 @@ class LocalQueryProcessor:
         operation = _upsert(keys, batch)
         dimension = int(batch.values.shape[1])
         for _attempt in range(_DROPPED_RETRIES):
-            spec = self._spec_for_write(shard, namespace, dimension, options)
             try:
+                spec = self._spec_for_write(shard, namespace, dimension, options)
                 committed = self._commit(shard, spec, operation, options)
             except NamespaceNotFound:
                 # Dropped between the look and the append: the next look makes it anew.
@@ -294,17 +294,14 @@ class LocalQueryProcessor:
     ) -> NamespaceSpec:
         opened = shard.opened
         spec = None if opened is None else opened.engine.spec(namespace)
-        if spec is None:
-            opened = self._open(shard, options, write=True)
-            spec = opened.engine.spec(namespace)
+        if spec is None or spec.dimension != dimension:
+            # The engine may lag behind a new namespace, or behind a drop and a new one of that name.
+            spec = self._open(shard, options, write=True).engine.spec(namespace)
         if spec is None:
             services.namespace_ensure(shard.shard_id, namespace, dimension=dimension)
             spec = _spec(self._open(shard, options, write=True).engine, namespace)
         if spec.dimension != dimension:
-            # The engine may lag behind a drop and a new namespace of that name.
-            spec = self._open(shard, options, write=True).engine.spec(namespace) or spec
-            if spec.dimension != dimension:
-                raise services.dimension_mismatch(namespace, spec.dimension, dimension)
+            raise services.dimension_mismatch(namespace, spec.dimension, dimension)
         return spec
 
     def _commit(

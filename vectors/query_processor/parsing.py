@@ -36,10 +36,8 @@ def metadata_of(value: Mapping[str, Any] | None, *, field: str) -> bytes:
     return text
 
 
-def filter_of(value: Mapping[str, Any] | None, *, field: str = "filter") -> Filter | None:
+def filter_of(value: object, *, field: str = "filter") -> Filter:
     """Return a parsed filter, bounded by the settings; raise InvalidFilter."""
-    if value is None:
-        return None
     return parse_filter(
         value,
         field=field,

@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from django.conf import settings
@@ -98,17 +99,23 @@ _READ_AFTER = (
     "SELECT seq, term, namespace, kind, payload, crc32 FROM vectors_logentry"
     " WHERE shard_id = %s AND seq > %s AND seq <= %s ORDER BY seq"
 )
+_FETCHED_ROWS = 16
 
 
+@storage_faults()
 def read_heads() -> list[Head]:
-    """Return the heads of this node's shard copies, oldest first."""
+    """Return the heads of this node's shard copies, oldest first. Raise StorageError and the like."""
     with connection.cursor() as cursor:
         cursor.execute(_READ_HEADS)
         return [Head._make(row) for row in cursor.fetchall()]
 
 
+@storage_faults()
 def read_head(shard_id: int) -> Head | None:
-    """Return the head of one shard copy; one short statement, since every request asks."""
+    """Return the head of one shard copy; one short statement, since every request asks.
+
+    Raise StorageError and the like.
+    """
     with connection.cursor() as cursor:
         cursor.execute(_READ_HEAD, (shard_id,))
         row = cursor.fetchone()
@@ -116,10 +123,15 @@ def read_head(shard_id: int) -> Head | None:
 
 
 def read_after(shard_id: int, seq: int, *, through: int) -> Iterator[Entry]:
-    """Yield the entries after `seq` up to `through` in order, read in one snapshot as far as they are consumed."""
-    with connection.cursor() as cursor:
+    """Yield the entries after `seq` up to `through` in order, read in one snapshot as far as they are consumed.
+
+    Raise StorageError and the like.
+    """
+    # PostgreSQL's driver takes an answer into memory as a whole: a long one stays at the server and comes in pieces.
+    is_long = through - seq > _FETCHED_ROWS
+    with storage_faults(), connection.chunked_cursor() if is_long else connection.cursor() as cursor:
         cursor.execute(_READ_AFTER, (shard_id, seq, through))
-        while rows := cursor.fetchmany(16):
+        while rows := cursor.fetchmany(_FETCHED_ROWS):
             for number, term, namespace, kind, payload, crc32 in rows:
                 yield Entry(number, term, namespace, kind, bytes(payload), crc32)
 
@@ -280,7 +292,7 @@ class _Line(threading.local):
     """The open lock file of each thread: flock belongs to an open file, so threads must not share one."""
 
     descriptor: int | None = None
-    process: int = 0
+    opened: tuple[int, Path] | None = None
 
 
 _line = _Line()
@@ -291,9 +303,12 @@ def _writers_in_line() -> Iterator[None]:
     if connection.vendor != "sqlite":
         yield
         return
-    if _line.descriptor is None or _line.process != os.getpid():
-        _line.descriptor = os.open(settings.NODE_FILES.append_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        _line.process = os.getpid()
+    wanted = (os.getpid(), settings.NODE_FILES.append_lock)
+    if _line.descriptor is None or _line.opened != wanted:
+        if _line.descriptor is not None:
+            os.close(_line.descriptor)
+        _line.descriptor = os.open(wanted[1], os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        _line.opened = wanted
     deadline = time.monotonic() + settings.MLVDB_DATABASE_TIMEOUT_S
     pause_s = 0.00005
     while True:

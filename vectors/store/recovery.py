@@ -13,13 +13,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from django.conf import settings
+
 from vectors.engine.filters import ColumnBudget
 from vectors.engine.namespace import NamespaceEngine
 from vectors.engine.parts import FrozenPart
 from vectors.engine.shard import ShardEngine
-from vectors.errors import CorruptRecord, CorruptSegment, LogGap
+from vectors.errors import CorruptRecord, CorruptSegment, LogGap, WrongNode
 from vectors.models import Manifest, ShardHead
 from vectors.store import log
+from vectors.store.faults import storage_faults
 from vectors.store.manifests import ManifestRecord, read_manifest, segment_directory
 from vectors.store.segment_files import open_segment
 
@@ -61,10 +64,25 @@ class OpenShard:
         return {part.uid: part for namespace in self.engine.namespaces() for part in namespace.frozen}
 
 
+@storage_faults()
+def check_node(shard_id: int) -> None:
+    """Raise WrongNode when another node made a shard copy; to open it here would report its segments as lost."""
+    node = ShardHead.objects.filter(pk=shard_id).values_list("node", flat=True).first()
+    if node not in (None, settings.MLVDB_NODE_ID):
+        raise WrongNode(
+            f"the database belongs to node {node}, whose data dir has the segments; this node is"
+            f" {settings.MLVDB_NODE_ID} and needs a database of its own",
+            detail={"node": node},
+        )
+
+
+@storage_faults()
 def open_shard(
     shard_id: int, *, budget: ColumnBudget | None = None, progress: Progress | None = None, replay: bool = True
 ) -> OpenShard:
-    """Open a shard copy. Raise LogGap when checkpoints keep overtaking the attempt (a state worth a retry)."""
+    """Open a shard copy. Raise LogGap when checkpoints keep overtaking the attempt (a state worth a retry), WrongNode,
+    and StorageError and the like."""
+    check_node(shard_id)
     for _attempt in range(_ATTEMPTS):
         head = log.read_head(shard_id)
         if head is None:
@@ -106,6 +124,7 @@ def catch_up(opened: OpenShard, *, progress: Progress | None = None, through: in
         raise LogGap(f"the log of shard copy {opened.head.shard_id} ends at {engine.seq} instead of {through}")
 
 
+@storage_faults()
 def note_damage(opened: OpenShard, what: str, found: Any) -> None:
     """Remember damage in the opened shard and on its head row, so that no process accepts writes on top of it."""
     opened.damage[what] = found

@@ -264,7 +264,7 @@ class DataDirPlace:
 
 
 def _parsed(filter: Mapping[str, Any] | None) -> Filter | None:
-    return filter_of(filter)
+    return None if filter is None else filter_of(filter)
 
 
 def _migrate() -> None:

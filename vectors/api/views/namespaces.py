@@ -16,7 +16,7 @@ from mlvdb_site.http.parameters import QueryParameter, whole_number
 from mlvdb_site.http.views import NodeView, is_page
 from vectors.api import examples
 from vectors.api.answers import namespace_answer, record_answer, shard_headers, write_answer
-from vectors.api.body import body_of, check_fields, filter_of, integer, metric, recall
+from vectors.api.body import body_of, check_fields, integer, metric, recall
 from vectors.api.options import (
     CONSISTENCY_PARAMETERS,
     FLAG_SCHEMA,
@@ -32,6 +32,7 @@ from vectors.engine.filters import Filter
 from vectors.engine.ids import id_of, key_of_text
 from vectors.errors import InvalidInput
 from vectors.query_processor import Record, query_processor
+from vectors.query_processor.parsing import filter_of
 
 DEFAULT_LIMIT: Final = 1000
 STREAM_ROWS: Final = 1000

@@ -20,7 +20,6 @@ from vectors.api.body import (
     body_of,
     boolean,
     check_fields,
-    filter_of,
     integer,
     metric,
     number,
@@ -31,6 +30,7 @@ from vectors.api.options import CONSISTENCY_PARAMETERS, FLAG_SCHEMA, NAMESPACE, 
 from vectors.engine.ids import key_of
 from vectors.errors import InvalidInput
 from vectors.query_processor import Answer, SearchRequest, query_processor
+from vectors.query_processor.parsing import filter_of
 
 SEARCH_FIELDS: Final = frozenset(
     {

@@ -11,7 +11,7 @@ from rest_framework.response import Response
 from mlvdb_site.http.views import NodeView, is_page
 from vectors.api import examples
 from vectors.api.answers import record_answer, shard_headers, write_answer
-from vectors.api.body import Body, MissingField, body_of, check_fields, filter_of, items, objects, required
+from vectors.api.body import Body, MissingField, body_of, check_fields, items, objects, required
 from vectors.api.options import (
     CONSISTENCY_PARAMETERS,
     ID_TYPE,
@@ -20,11 +20,12 @@ from vectors.api.options import (
     namespace_of,
     options_of,
 )
-from vectors.api.rows import metadata_text, row_batch, rows_batch
+from vectors.api.rows import row_batch, rows_batch
 from vectors.engine.filters import Filter
 from vectors.engine.ids import id_of, key_of_text, parse_keys
 from vectors.errors import InvalidInput, NotFound
 from vectors.query_processor import query_processor
+from vectors.query_processor.parsing import filter_of, metadata_of
 
 _PARAMETERS = (NAMESPACE, *CONSISTENCY_PARAMETERS)
 _ROW_PARAMETERS = (NAMESPACE, ID_TYPE, *CONSISTENCY_PARAMETERS)
@@ -85,7 +86,7 @@ class RowView(NodeView):
         key = key_of_text(row_id or self.row_id, as_string=id_type_is_string(request))
         body = body_of(request)
         check_fields(body, {"metadata"})
-        metadata = metadata_text(required(body, "metadata"), field="metadata")
+        metadata = metadata_of(required(body, "metadata"), field="metadata")
         result = query_processor().patch(
             key, metadata=metadata, namespace=namespace_of(request), options=options_of(request)
         )
