@@ -227,7 +227,7 @@ def test_several_threads_write_and_read(processor: QueryProcessor) -> None:
 
 def test_a_long_tail_is_checkpointed_here_and_no_broker_is_asked(processor, settings, wait_for, monkeypatch) -> None:
     settings.MLVDB_TAIL_SOFT_BYTES = 40_000
-    settings.MLVDB_TAIL_HARD_BYTES = 200_000
+    settings.MLVDB_TAIL_HARD_BYTES = 2_000_000
     monkeypatch.setattr("mlvdb_site.celery.publish", lambda *args: pytest.fail("the broker was asked"))
     values = np.random.default_rng(5).normal(size=(3_000, 32))
 
