@@ -82,7 +82,11 @@ TEMPLATES = [
 ]
 
 if _values["DATABASE_URL"]:
-    DATABASES = {"default": dj_database_url.parse(_values["DATABASE_URL"], conn_max_age=None, conn_health_checks=True)}
+    DATABASES = {
+        "default": dj_database_url.parse(
+            _values["DATABASE_URL"], engine="mlvdb_site.postgres", conn_max_age=None, conn_health_checks=True
+        )
+    }
 else:
     DATABASES = {
         "default": {

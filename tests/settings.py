@@ -1,7 +1,8 @@
 """The settings of the tests: a node of their own in a temporary data dir, never `var/8000`.
 
 Read before anything else of the project, because the data dir is settled when the site's settings are imported. Each
-pytest process has its own.
+pytest process has its own. The database is an SQLite file in it, or, with MLVDB_TEST_DATABASE_URL, one that Django makes
+beside the one named there.
 """
 
 import atexit
@@ -15,6 +16,8 @@ os.environ["MLVDB_DATA_DIR"] = _data_dir
 # What the caller's shell says of another node or database is not for the tests.
 for _name in ("DATABASE_URL", "MLVDB_BROKER_URL", "MLVDB_HOST", "MLVDB_PORT"):
     os.environ.pop(_name, None)
+if os.environ.get("MLVDB_TEST_DATABASE_URL"):
+    os.environ["DATABASE_URL"] = os.environ["MLVDB_TEST_DATABASE_URL"]
 
 
 def _remove() -> None:

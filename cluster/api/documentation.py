@@ -31,6 +31,7 @@ def document(endpoints: list[Any], **context: Any) -> list[Any]:
             body_required=False,
             example=example,
             answer=ref("Message"),
+            errors=(404, 405) if names else (),
             body_types=(MEDIA_TYPES[0], _FORM),
         )
     return endpoints

@@ -61,8 +61,9 @@ class AccessMiddleware:
             keys = key_ring.keys(markers.keys)
         except DatabaseError as error:
             logger.error("access not decided error=%r", str(error))
+            reason = (str(error).splitlines() or ["no reason given"])[0]
             return error_response(
-                request, 503, f"the node's database cannot be read: {error}", code="storage_error", retry_after_s=1
+                request, 503, f"the node's database cannot be read: {reason}", code="storage_error", retry_after_s=1
             )
         level_follower.follow(markers.log_level)
         if not keys:

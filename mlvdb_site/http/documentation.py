@@ -59,8 +59,8 @@ def document(endpoints: list[Any], **context: Any) -> list[Any]:
         description="The level is given in the query or in the body.",
         body={
             "type": "object",
-            "properties": {"level": {"type": "string", "enum": list(LEVELS)}},
-            "additionalProperties": True,
+            "properties": {"level": {"type": ["string", "null"], "enum": [*LEVELS, None]}},
+            "additionalProperties": False,
         },
         body_required=False,
         example={"level": "debug"},

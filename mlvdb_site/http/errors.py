@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from django.core.exceptions import PermissionDenied, SuspiciousOperation
+from django.core.exceptions import PermissionDenied, SuspiciousOperation, TooManyFieldsSent
+from django.db import InterfaceError, OperationalError
 from django.http import Http404, HttpRequest, HttpResponse, UnreadablePostError
 from django.views import defaults
 from rest_framework import exceptions
@@ -139,6 +141,9 @@ def server_error(request: HttpRequest) -> HttpResponse:
     """Answer an exception that nobody expected (handler500); Django has logged it with its traceback."""
     if request.path.startswith(_ADMIN_PREFIX):
         return defaults.server_error(request)
+    away = _database_away(sys.exc_info()[1])
+    if away is not None:
+        return error_response(request, away.status, away.message, code=away.code)
     return error_response(request, 500, "the node failed to answer; its log has the reason under this request id")
 
 
@@ -154,14 +159,27 @@ def _refusal(exception: Exception) -> Any:
         return exception if exception.status != 500 else None  # type: ignore[attr-defined]
     if isinstance(exception, exceptions.APIException):
         return _api_refusal(exception)
+    if (away := _database_away(exception)) is not None:
+        logger.error("database away error=%r", str(exception))
+        return away
     if isinstance(exception, Http404):
         return RequestError("nothing is here", code="not_found", status=404)
     if isinstance(exception, PermissionDenied):
         return RequestError("this request is not permitted", code="permission_denied", status=403)
     if isinstance(exception, UnreadablePostError):
         return RequestError("the body ended before it was complete", code="incomplete_body", field="body")
+    if isinstance(exception, TooManyFieldsSent):
+        return RequestError("the query has too many parameters", field="query")
     if isinstance(exception, SuspiciousOperation):
         return RequestError(str(exception) or "the request cannot be understood")
+    return None
+
+
+def _database_away(exception: BaseException | None) -> RequestError | None:
+    """Return the refusal for a database that cannot be reached or fails, where no domain code has met it."""
+    if isinstance(exception, (OperationalError, InterfaceError)):
+        reason = (str(exception).splitlines() or ["no reason given"])[0]
+        return RequestError(f"the node's database failed: {reason}", code="storage_error", status=503)
     return None
 
 

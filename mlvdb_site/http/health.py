@@ -83,11 +83,14 @@ class ReadyView(NodeView):
     parameters: ClassVar = {"GET": ()}
 
     def get(self, request: Request) -> Response:
-        """Return 200 when the segments are mapped and the tail is replayed, else 503 with the progress."""
+        """Return 200 when segments are mapped, the tail is replayed and the database answers, else 503 and the progress."""
         readiness = _readiness()
         if not readiness.ready:
+            error = readiness.detail.get("error")
             raise RequestError(
-                f"the node is starting: {readiness.percent:.0f} % of its data is mapped and replayed",
+                f"the node cannot answer: {error}"
+                if error
+                else f"the node is starting: {readiness.percent:.0f} % of its data is mapped and replayed",
                 code="not_ready",
                 status=503,
                 detail={"percent": round(readiness.percent, 1), **readiness.detail},
@@ -138,12 +141,14 @@ class LogLevelView(NodeView):
 
     def post(self, request: Request) -> Response:
         """Change the level in all processes of the node; each follows with its next request or task."""
-        level = request.query_params.get("level")
-        if level is None and isinstance(request.data, dict):
-            level = request.data.get("level")
-        if not isinstance(level, str):
+        body: Any = request.data
+        for name in body:
+            if name != "level":
+                raise RequestError(f"unknown field {name!r}; known is: level", code="unknown_field", field=name)
+        given = [level for level in (request.query_params.get("level"), body.get("level")) if level is not None]
+        if not given:
             raise RequestError("name the new level", code="missing_field", field="level")
-        level = choice(level.lower(), field="level", choices=LEVELS)
+        level = [_level(text) for text in given][0]
         log_level_marker_write(level_marker(level))
         level_set(level)
         return Response({"status": "success", "message": f"Log level set to {level}", "level": level})
@@ -151,3 +156,9 @@ class LogLevelView(NodeView):
     def example_body(self, method: str, request: Request) -> Any:
         """Return a body that works."""
         return {"level": "debug"}
+
+
+def _level(text: Any) -> str:
+    if not isinstance(text, str):
+        raise RequestError("level must be a string", field="level")
+    return choice(text.lower(), field="level", choices=LEVELS)

@@ -105,7 +105,8 @@ def _quality(part: str) -> float:
         name, _, value = parameter.strip().partition("=")
         if name.strip().lower() == "q":
             try:
-                return float(value)
+                quality = float(value)
             except ValueError:
                 return 0.0
+            return quality if 0.0 <= quality <= 1.0 else 0.0
     return 1.0

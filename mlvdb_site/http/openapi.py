@@ -22,6 +22,7 @@ _ERRORS: Final[Mapping[int, tuple[str, str]]] = {
     401: ("Unauthorized", "The node has API keys and the request has none that is valid."),
     403: ("Forbidden", "Protected mode refuses the request, or its key lacks the scope."),
     404: ("NotFound", "What the request names does not exist."),
+    405: ("MethodNotAllowed", "The path has no such method: a word of the API stands where a name was meant."),
     406: ("NotAcceptable", "Nothing is rendered as the Accept header asks."),
     409: ("Conflict", "The request contradicts what is committed."),
     413: ("TooLarge", "The body, or the metadata of a row, exceeds its limit."),

@@ -58,19 +58,15 @@ def check_query(query: QueryDict, allowed: Iterable[QueryParameter]) -> None:
             )
 
 
-def check_encoding(path: str, query: str) -> None:
-    """Raise RequestError for a path or query whose percent-encoded bytes are not UTF-8 (RFC 3986 §2.5).
+def check_encoding(query: str) -> None:
+    """Raise RequestError for a query string whose percent-encoded bytes are not UTF-8.
 
-    `path` is decoded as WSGI has it (latin-1), `query` is not. Django would read other characters in their place: an
-    id that nobody has sent.
+    Django would read replacement characters in their place: an id that nobody has sent.
     """
-    for field_name, raw in (("path", path.encode("latin-1", "replace")), ("query", unquote_to_bytes(query))):
-        try:
-            raw.decode()
-        except UnicodeDecodeError:
-            raise RequestError(
-                f"the {field_name} of the URL is not UTF-8", code="invalid_encoding", field=field_name
-            ) from None
+    try:
+        unquote_to_bytes(query).decode()
+    except UnicodeDecodeError:
+        raise RequestError("the query is not UTF-8", code="invalid_encoding", field="query") from None
 
 
 def flag(text: str, *, field: str) -> bool:

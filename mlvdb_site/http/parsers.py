@@ -24,9 +24,18 @@ def read_body(request: HttpRequest) -> bytes:
     """Return the body, at most MLVDB_MAX_BODY_BYTES of it; raise RequestError (413) without reading a larger one whole.
 
     A body sent in chunks has no announced length: it is read piece by piece where the server marks its end
-    (`wsgi.input_terminated`).
+    (`wsgi.input_terminated`). A compressed body is refused (415): its limit would hold for what nobody sent.
     """
     limit = settings.MLVDB_MAX_BODY_BYTES
+    coding = request.META.get("HTTP_CONTENT_ENCODING")
+    if coding and coding.strip().lower() not in ("", "identity"):
+        raise RequestError(
+            f"a body is read as it is, not {coding!r}: send it without Content-Encoding",
+            code="unsupported_media_type",
+            status=415,
+            field="Content-Encoding",
+            detail={"available": ["identity"]},
+        )
     if getattr(request, "_read_started", False):
         body = request.body
         if len(body) > limit:
@@ -41,7 +50,7 @@ def read_body(request: HttpRequest) -> bytes:
 
 
 class JSONParser(BaseParser):
-    """A JSON object in UTF-8 (RFC 8259)."""
+    """A JSON object in UTF-8; a `charset` in its content type means nothing (RFC 8259 §11)."""
 
     media_type = "application/json"
 

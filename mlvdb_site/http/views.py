@@ -16,7 +16,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from mlvdb_site.http.parameters import QueryParameter, check_query
+from mlvdb_site.http.parameters import QueryParameter, check_encoding, check_query
 from mlvdb_site.http.parsers import read_body
 
 
@@ -52,7 +52,10 @@ class NodeView(APIView):
         """Settle the form of the answer, then check the query."""
         request.accepted_renderer, request.accepted_media_type = self.perform_content_negotiation(request)
         http = request._request
-        if http.META.get("QUERY_STRING"):
+        query = http.META.get("QUERY_STRING")
+        if query:
+            if "%" in query:
+                check_encoding(query)
             method = "GET" if request.method == "HEAD" else request.method
             allowed = self.parameters.get(method or "")
             if allowed is not None:

@@ -21,7 +21,9 @@ from pathlib import Path
 
 from mlvdb_site.processes import lifeline
 
+_M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
+_MMAP_FROM_BYTES = 1024 * 1024
 _OWN_HANDLERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)
 
 
@@ -31,13 +33,16 @@ def is_safe() -> bool:
 
 
 def limit_arenas() -> None:
-    """Keep malloc to two arenas, in this process and in those forked from it.
+    """Keep malloc to two arenas and large blocks out of them, in this process and in those forked from it.
 
-    By default every request thread gets a heap of its own, which keeps what it once used. (A started process reads
-    MALLOC_ARENA_MAX instead; C libraries without either ignore this.)
+    By default every request thread gets a heap of its own, which keeps what it once used, and blocks of up to 32 MB
+    end up in it once such a one was freed. (A started process reads MALLOC_ARENA_MAX and MALLOC_MMAP_THRESHOLD_
+    instead; C libraries without either ignore this.)
     """
     with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_ARENA_MAX, 2)
+        libc.mallopt(_M_MMAP_THRESHOLD, _MMAP_FROM_BYTES)
 
 
 def freeze() -> None:

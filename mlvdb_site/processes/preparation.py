@@ -26,6 +26,10 @@ ADMIN_NAME = "admin"
 _MIGRATION_LOCK = 0x4D4C5644  # "MLVD": nodes that share a PostgreSQL database migrate one after the other
 
 
+class DatabaseRefused(RuntimeError):
+    """Raised when the database is not this node's."""
+
+
 def migrate(files: NodeFiles) -> bool:
     """Bring the database to the code's state; return whether there was anything to do.
 
@@ -80,11 +84,14 @@ def make_first_user(files: NodeFiles) -> str | None:
 
 
 def make_first_rows() -> None:
-    """Make what every node has from its first start: its own shard, and the periodic tasks."""
+    """Make what every node has from its first start: its own shard, and the periodic tasks. Raise DatabaseRefused."""
     from mlvdb_site.schedule import schedule_seed
-    from vectors.services import ensure_local_shard
+    from vectors import services
 
-    ensure_local_shard()
+    try:
+        services.ensure_local_shard()
+    except services.WrongNode as error:
+        raise DatabaseRefused(error.message) from None
     schedule_seed()
 
 

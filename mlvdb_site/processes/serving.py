@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from django.conf import settings
-from django.db import DatabaseError, connection
+from django.db import DatabaseError, OperationalError, connection
 from django.utils import timezone
 
 from mlvdb_site import __version__
@@ -48,6 +48,7 @@ _ENVIRON = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "MALLOC_ARENA_MAX": "2",
+    "MALLOC_MMAP_THRESHOLD_": "1048576",
     "PYTHONUNBUFFERED": "1",
 }
 
@@ -178,11 +179,16 @@ class NodeServing:
     def _prepare(self) -> str | None:
         if not self.files.database.exists() and connection.vendor == "sqlite":
             self.terminal.line(f"A new node in {self.files.root}: its database is made …")
-        preparation.migrate(self.files)
-        preparation.collect_static()
-        password = preparation.make_first_user(self.files)
-        preparation.make_first_rows()
-        return password
+        try:
+            preparation.migrate(self.files)
+            preparation.collect_static()
+            # Before anything else is written: this is where another node's database is refused.
+            preparation.make_first_rows()
+            return preparation.make_first_user(self.files)
+        except preparation.DatabaseRefused as error:
+            raise Refused(str(error)) from None
+        except OperationalError as error:
+            raise Refused(f"the database cannot be used: {' '.join(str(error).split())}") from None
 
     def _start_all(self) -> None:
         supervisor = self.supervisor

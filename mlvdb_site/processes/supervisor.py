@@ -136,6 +136,9 @@ class Supervisor:
 
     def finish(self) -> None:
         """Kill whatever still runs (also after an exception); call it last, always."""
+        if self._rank is None:
+            # Nothing is started again from here on.
+            self.stop(exit_code=self.exit_code)
         for child in self.children.values():
             child.send(signal.SIGKILL)
         deadline = self.clock() + 5.0

@@ -66,6 +66,21 @@ class NodeServer(MPServer):
             # when they cannot even start, the supervisor's back-off is the right place to wait.
             self.respawned_wrks.clear()
 
+    def _stop_workers(self) -> None:
+        # granian's own sometimes takes a worker that its watching thread has just reaped for one that does not stop.
+        workers: list[Any] = self.wrks
+        for worker in workers:
+            worker.terminate()
+        deadline = time.monotonic() + KILL_TIMEOUT_S
+        while any(worker.is_alive() for worker in workers) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        for worker in workers:
+            if worker.is_alive():
+                granian_logger.warning("worker-%d did not stop in time and is killed", worker.idx + 1)
+                worker.kill()
+            worker.join()
+        workers.clear()
+
 
 def main(_arguments: Sequence[str] = ()) -> None:
     """Serve until SIGTERM."""

@@ -8,6 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
+from django.db import transaction
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -248,9 +249,10 @@ def test_a_silent_holder_loses_the_lease_and_cannot_commit(shard, batch, setting
     monkeypatch.setattr(leases.time, "monotonic", lambda: later)
     taken = leases.take_lease(shard.head.pk, "next")
     assert taken is not None
-    with pytest.raises(LeaseLost):
+    with transaction.atomic(), pytest.raises(LeaseLost):
         silent.check()
-    taken.check()
+    with transaction.atomic():
+        taken.check()
 
 
 def test_a_manifest_is_not_committed_over_another_one(shard, batch, monkeypatch):

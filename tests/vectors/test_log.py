@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
-from django.db import connection
+from django.db import close_old_connections, connection
 
 from vectors.engine import ids
 from vectors.engine.filters import parse_filter
@@ -26,6 +26,8 @@ from vectors.errors import (
 from vectors.models import LogEntry, Namespace, ShardHead
 from vectors.query_processor import RequestOptions, VectorBatch
 from vectors.store import log
+
+ON_SQLITE = connection.vendor == "sqlite"
 
 
 def in_threads(*calls):
@@ -158,9 +160,12 @@ def test_the_memory_limit_refuses_inserts_and_never_deletes(shard, batch, settin
     assert shard.queries.delete(namespace="a", keys=[ids.key_of(3)]).count == 1
 
 
+@pytest.mark.skipif(not ON_SQLITE, reason="bounds the pages of an SQLite file; see the SQLSTATEs for PostgreSQL")
 def test_a_full_database_refuses_the_write_and_loses_nothing(shard, batch):
     shard.queries.upsert_many(batch(0, 10), namespace="a")
     with connection.cursor() as cursor:
+        # Pages that other tests have left free would take the write in.
+        cursor.execute("VACUUM")
         pages = cursor.execute("PRAGMA page_count").fetchone()[0]
         cursor.execute(f"PRAGMA max_page_count={pages + 2}")
     try:
@@ -177,6 +182,8 @@ def test_a_full_database_refuses_the_write_and_loses_nothing(shard, batch):
 def test_a_locked_database_is_busy_after_the_deadline_and_nothing_is_written(shard, batch, settings):
     shard.queries.upsert_many(batch(0, 1), namespace="a")
     settings.MLVDB_DATABASE_TIMEOUT_S = 0.3
+    # PostgreSQL learns how long to wait when a connection is made.
+    connection.close()
     held, release = threading.Event(), threading.Event()
 
     def hold():
@@ -194,6 +201,65 @@ def test_a_locked_database_is_busy_after_the_deadline_and_nothing_is_written(sha
     assert shard.queries.count(namespace="a").value == 2
 
 
+@pytest.mark.skipif(ON_SQLITE, reason="SQLSTATEs are what PostgreSQL answers")
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        ("53100", StorageFull),  # disk_full
+        ("55P03", StorageBusy),  # lock_not_available
+        ("40P01", StorageBusy),  # deadlock_detected
+        ("53200", StorageError),  # out_of_memory
+        ("58030", StorageError),  # io_error
+    ],
+)
+def test_an_error_of_the_server_is_known_by_its_state_and_nothing_is_written(shard, batch, state, expected):
+    shard.queries.upsert_many(batch(0, 1), namespace="a")
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS"
+            f" $$ BEGIN RAISE EXCEPTION 'kein Platz' USING ERRCODE = '{state}'; END $$"
+        )
+        cursor.execute(
+            "CREATE TRIGGER refusing BEFORE INSERT ON vectors_logentry FOR EACH ROW EXECUTE FUNCTION refuse()"
+        )
+    try:
+        with pytest.raises(expected):
+            shard.queries.upsert_many(batch(1, 1), namespace="a")
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("DROP FUNCTION refuse CASCADE")
+    assert shard.queries.upsert_many(batch(1, 1), namespace="a").count == 1
+    assert shard.queries.count(namespace="a").value == 2
+
+
+@pytest.mark.skipif(ON_SQLITE, reason="an SQLite file has no server that could end a connection")
+def test_a_connection_that_the_server_has_ended_is_one_error_and_then_a_new_connection(shard, batch):
+    shard.queries.upsert_many(batch(0, 1), namespace="a")
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        [mine] = cursor.fetchone()
+    others = in_background(lambda: _end_backend(mine), count=1)
+    others[0].result()
+    wait_until(lambda: not connection.is_usable())
+    with pytest.raises(StorageError):
+        shard.queries.count(namespace="a")
+    # What Django does between two requests.
+    close_old_connections()
+    assert shard.queries.count(namespace="a").value == 1
+
+
+@pytest.mark.skipif(ON_SQLITE, reason="PostgreSQL hands out answers in pieces only on demand")
+def test_a_long_log_is_read_in_pieces_and_in_one_snapshot(shard, batch):
+    for number in range(40):
+        shard.queries.upsert_many(batch(number, 1), namespace="a")
+    last = ShardHead.objects.get().last_seq
+    entries = log.read_after(shard.head.pk, 0, through=last)
+    seqs = [next(entries).seq for _ in range(5)]
+    LogEntry.objects.all().delete()
+    seqs.extend(entry.seq for entry in entries)
+    assert seqs == list(range(1, last + 1))
+
+
 def test_a_failing_database_is_a_clear_error(shard, batch):
     shard.queries.upsert_many(batch(0, 1), namespace="a")
     with connection.cursor() as cursor:
@@ -205,6 +271,21 @@ def test_a_failing_database_is_a_clear_error(shard, batch):
         with connection.cursor() as cursor:
             cursor.execute("ALTER TABLE away RENAME TO vectors_logentry")
     assert shard.queries.upsert_many(batch(1, 1), namespace="a").count == 1
+
+
+@pytest.mark.parametrize("table", ["vectors_shardhead", "vectors_logentry"])
+def test_a_read_without_its_database_is_a_clear_error(shard, batch, table):
+    shard.queries.upsert_many(batch(0, 1), namespace="a")
+    shard.restart()
+    with connection.cursor() as cursor:
+        cursor.execute(f"ALTER TABLE {table} RENAME TO away")
+    try:
+        with pytest.raises(StorageError):
+            shard.queries.count(namespace="a")
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute(f"ALTER TABLE away RENAME TO {table}")
+    assert shard.queries.count(namespace="a").value == 1
 
 
 def test_of_a_repeated_id_the_last_wins(shard):
@@ -281,6 +362,11 @@ def test_a_record_is_checked_with_where_it_stands():
         log.checksum(5, 2, 3, "a" * 32, zlib.crc32(payload)),
     ]
     assert crc32 not in others
+
+
+def _end_backend(pid):
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_terminate_backend(%s)", (pid,))
 
 
 class Background:

@@ -217,6 +217,7 @@ def _document_namespaces() -> None:
         description="A new one needs a dimension; dimension and metric are fixed once it exists.",
         path=name,
         body=ref("NamespaceSettings"),
+        body_required=False,
         example={"dimension": 64, "metric": "l2", "recall_target": 0.99, "picture": "8x8"},
         answer=object_schema(
             {"status": {"const": "success"}, "message": {"type": "string"}, "namespace": ref("Namespace")},

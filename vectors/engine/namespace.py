@@ -6,6 +6,7 @@ is not said to be free of it.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -80,7 +81,9 @@ class NamespaceEngine:
         self.spec = spec
         self.frozen = list(frozen)
         self.tail: list[TailPart] = []
-        self._tail_rows: dict[bytes, tuple[TailPart, int]] = {}
+        # Key → number of its row in the tail as a whole; one small integer a row, for there may be millions.
+        self._tail_rows: dict[bytes, int] = {}
+        self._tail_starts: list[int] = []
         self._budget = budget
         self._view: NamespaceView | None = None
 
@@ -100,9 +103,11 @@ class NamespaceEngine:
 
     def find(self, key: bytes) -> tuple[Part, int] | None:
         """Return the part and row of a living key."""
-        place = self._tail_rows.get(key)
-        if place is not None or not self.frozen:
-            return place
+        number = self._tail_rows.get(key)
+        if number is not None:
+            return self._tail_place(number)
+        if not self.frozen:
+            return None
         hashes = ids.hashes_of([key])
         for part in self.frozen:
             row = int(part.find([key], hashes)[0])
@@ -112,7 +117,9 @@ class NamespaceEngine:
 
     def find_many(self, keys: Sequence[bytes]) -> list[tuple[Part, int] | None]:
         """Return part and row of each key, None where it is not alive."""
-        places: list[tuple[Part, int] | None] = list(map(self._tail_rows.get, keys))
+        places: list[tuple[Part, int] | None] = [
+            None if number is None else self._tail_place(number) for number in map(self._tail_rows.get, keys)
+        ]
         if self.frozen:
             asked = [number for number, place in enumerate(places) if place is None]
             if asked:
@@ -159,27 +166,29 @@ class NamespaceEngine:
         return len(keys)
 
     def _kill(self, keys: Sequence[bytes], *, unchanged_since: int | None = None) -> int:
-        doomed: dict[Part, list[int]] = {}
-        if self.frozen:
-            for place in self.find_many(keys):
-                if place is not None:
-                    doomed.setdefault(place[0], []).append(place[1])
-        else:
-            known = self._tail_rows
-            for key in keys:
-                if key in known:
-                    tail_part, row = known[key]
-                    doomed.setdefault(tail_part, []).append(row)
+        known = self._tail_rows
+        in_tail = [number for number in map(known.get, keys) if number is not None]
+        doomed: dict[Part, np.ndarray] = {}
+        if in_tail:
+            numbers = np.unique(np.asarray(in_tail, dtype=np.int64))
+            owners = np.searchsorted(self._tail_starts, numbers, side="right") - 1
+            for owner in np.unique(owners).tolist():
+                doomed[self.tail[owner]] = numbers[owners == owner] - self._tail_starts[owner]
+        if self.frozen and len(in_tail) < len(keys):
+            others = [key for key in keys if key not in known]
+            hashes = ids.hashes_of(others)
+            for frozen in self.frozen:
+                found = frozen.find(others, hashes)
+                doomed[frozen] = np.unique(found[found >= 0])
         killed = 0
         for part, rows in doomed.items():
-            unique = np.unique(np.asarray(rows, dtype=np.int64))
             if unchanged_since is not None:
-                unique = unique[part.seqs[unique] <= unchanged_since]
-            part.kill(unique)
-            killed += len(unique)
+                rows = rows[part.seqs[rows] <= unchanged_since]
+            part.kill(rows)
+            killed += len(rows)
             if isinstance(part, TailPart):
-                for row in unique.tolist():
-                    del self._tail_rows[part.keys[row]]
+                for row in rows.tolist():
+                    del known[part.keys[row]]
         return killed
 
     def _append(self, keys: Sequence[bytes], values: np.ndarray, metadata: Sequence[bytes], *, seq: int) -> None:
@@ -196,8 +205,13 @@ class NamespaceEngine:
                 slots=slots[start:stop],
                 seq=seq,
             )
-            self._tail_rows.update((key, (part, row + offset)) for offset, key in enumerate(keys[start:stop]))
+            first = self._tail_starts[-1] + row
+            self._tail_rows.update(zip(keys[start:stop], range(first, first + stop - start), strict=True))
             start = stop
+
+    def _tail_place(self, number: int) -> tuple[TailPart, int]:
+        owner = bisect_right(self._tail_starts, number) - 1
+        return self.tail[owner], number - self._tail_starts[owner]
 
     def _roomy_part(self, rows: int) -> TailPart:
         if self.tail and self.tail[-1].room:
@@ -212,6 +226,7 @@ class NamespaceEngine:
             budget=self._budget,
         )
         self.tail.append(part)
+        self._tail_starts.append(total)
         return part
 
     @property

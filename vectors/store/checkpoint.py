@@ -68,9 +68,10 @@ def checkpoint_due(head: ShardHead) -> bool:
 def checkpoint_run(shard_uid: str, *, owner: str) -> CheckpointResult | None:
     """Checkpoint one shard now; None when another process holds the lease or there is nothing to write.
 
-    Raise ShardDamaged for a shard with damage, StorageFull and the like; then the shard is as before.
+    Raise ShardDamaged for a shard with damage, WrongNode, StorageFull and the like; then the shard is as before.
     """
     head = ShardHead.objects.get(uid=shard_uid)
+    recovery.check_node(head.pk)
     if head.damage is not None:
         raise ShardDamaged(f"shard {head.label} has lost data; its tail is kept as it is", detail=head.damage)
     lease = leases.take_lease(head.pk, owner)

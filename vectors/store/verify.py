@@ -37,7 +37,11 @@ class Verification:
 
 
 def verify_shard(head: ShardHead, *, tell: Callable[[str], None] = lambda line: None) -> Verification:
-    """Check one shard copy, reading everything; changes nothing and may run beside a serving node."""
+    """Check one shard copy, reading everything; changes nothing and may run beside a serving node.
+
+    Raise WrongNode, and StorageError and the like.
+    """
+    recovery.check_node(head.pk)
     current = log.read_head(head.pk)
     assert current is not None
     result = Verification(current.label, current.last_seq)

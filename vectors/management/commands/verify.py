@@ -6,6 +6,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
+from vectors.errors import StorageError, WrongNode
 from vectors.models import ShardHead
 from vectors.store.verify import verify_shard
 
@@ -31,7 +32,10 @@ class Command(BaseCommand):
                 raise CommandError(f"there is no shard {shard} on this node")
         findings = 0
         for head in heads:
-            result = verify_shard(head, tell=self.stdout.write)
+            try:
+                result = verify_shard(head, tell=self.stdout.write)
+            except (StorageError, WrongNode) as error:
+                raise CommandError(error.message) from error
             for name, (rows, digest) in result.digests.items():
                 self.stdout.write(f"{result.shard}: namespace {name}: {rows} rows, digest {digest}")
             for finding in result.findings:

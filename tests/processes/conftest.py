@@ -1,0 +1,37 @@
+"""Nodes for the tests of this directory; tests that only look share one, tests that kill have their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.processes.node import NodeProcess
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that start nodes, and give them to one xdist worker: a node is ten processes."""
+    for item in items:
+        if "NodeProcess" in vars(getattr(item, "module", None) or object):
+            item.add_marker(pytest.mark.processes)
+            item.add_marker(pytest.mark.xdist_group("processes"))
+
+
+@pytest.fixture
+def node() -> Iterator[NodeProcess]:
+    """A node of the test's own, running."""
+    process = NodeProcess()
+    try:
+        yield process.start()
+    finally:
+        process.close()
+
+
+@pytest.fixture(scope="module")
+def shared_node() -> Iterator[NodeProcess]:
+    """A running node that no test here may harm."""
+    process = NodeProcess()
+    try:
+        yield process.start()
+    finally:
+        process.close()
