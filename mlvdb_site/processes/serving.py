@@ -316,7 +316,7 @@ class NodeServing:
         ]
 
     def _checkpoint_spec(self) -> ChildSpec:
-        command = [sys.executable, str(settings.BASE_DIR / "manage.py"), "checkpoint", "--if-due"]
+        command = [sys.executable, str(settings.BASE_DIR / "manage.py"), "checkpoint"]
         return ChildSpec(CHECKPOINT, command, restart=False)
 
     def _demo_spec(self) -> ChildSpec:

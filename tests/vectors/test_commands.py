@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 from django.core.management import CommandError, call_command
+from django.utils import timezone
 
-from vectors.models import MaintenanceLease, Manifest
-from vectors.store import leases
+from vectors import tasks
+from vectors.models import LogEntry, MaintenanceLease, Manifest, ShardHead
+from vectors.store import checkpoint, leases
+from vectors.store.checkpoint import checkpoint_due
 
 
 def test_checkpoint_prints_what_it_wrote(shard, batch, capsys):
@@ -17,20 +22,51 @@ def test_checkpoint_prints_what_it_wrote(shard, batch, capsys):
     assert "nothing to do" in capsys.readouterr().out
 
 
-def test_checkpoint_if_due_leaves_a_small_young_tail_alone(shard, batch, settings):
+def test_a_tail_is_due_when_it_is_long(shard, batch, settings):
     shard.queries.upsert_many(batch(0, 30), namespace="a")
-    call_command("checkpoint", if_due=True)
-    assert not Manifest.objects.exists()
+    assert not checkpoint_due(ShardHead.objects.get())
     settings.MLVDB_TAIL_SOFT_BYTES = 100
-    call_command("checkpoint", if_due=True)
+    assert checkpoint_due(ShardHead.objects.get())
+    tasks.checkpoint_sweep()
     assert Manifest.objects.count() == 1
 
 
-def test_checkpoint_if_due_takes_a_tail_that_is_old(shard, batch, settings):
+def test_invariant_10_a_tail_is_due_when_it_is_old_by_the_monotonic_clock(shard, batch, monkeypatch):
     shard.queries.upsert_many(batch(0, 3), namespace="a")
-    settings.MLVDB_CHECKPOINT_INTERVAL_S = 0
-    call_command("checkpoint", if_due=True)
+    LogEntry.objects.update(created_at=timezone.now() - timedelta(days=400))
+    now = [1000.0]
+    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now[0])
+    assert not checkpoint_due(ShardHead.objects.get())
+    now[0] += 299
+    assert not checkpoint_due(ShardHead.objects.get())
+    now[0] += 2
+    assert checkpoint_due(ShardHead.objects.get())
+
+
+def test_a_tail_behind_a_newer_manifest_is_young_again(shard, batch, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now[0])
+    shard.queries.upsert_many(batch(0, 3), namespace="a")
+    assert not checkpoint_due(ShardHead.objects.get())
+    shard.checkpoint()
+    shard.queries.upsert_many(batch(3, 3), namespace="a")
+    now[0] += 301
+    assert not checkpoint_due(ShardHead.objects.get())
+
+
+def test_invariant_8_tasks_treat_nothing_to_do_as_success(shard, batch, settings):
+    settings.MLVDB_TAIL_SOFT_BYTES = 1024
+    tasks.checkpoint_shard("f" * 32)
+    tasks.checkpoint_shard(shard.head.uid)
+    shard.queries.upsert_many(batch(0, 300), namespace="a")
+    with leases.take_lease(shard.head.pk, "somebody"):
+        tasks.checkpoint_shard(shard.head.uid)
+        assert not Manifest.objects.exists()
+    for _ in range(3):
+        tasks.checkpoint_shard(shard.head.uid)
+        tasks.checkpoint_now(shard.head.uid)
     assert Manifest.objects.count() == 1
+    assert shard.digest("a")[0] == 300
 
 
 def test_checkpoint_says_who_holds_the_lease(shard, batch):

@@ -40,7 +40,7 @@ def torn(shard, batch):
     return shard
 
 
-def test_a_torn_record_stops_the_replay_there_and_reads_are_flagged(torn, batch):
+def test_invariant_9_a_torn_record_stops_the_replay_there_and_searches_are_flagged(torn, batch):
     answer = torn.queries.find_similar(SearchRequest(query=batch(0, 1).values[0], top_k=100), namespace="a")
     assert len(answer.value) == 10
     assert (answer.complete, answer.failed) == (False, ["shard_0"])
@@ -48,7 +48,7 @@ def test_a_torn_record_stops_the_replay_there_and_reads_are_flagged(torn, batch)
     assert torn.queries.count(namespace="a", options=PARTIAL).value == 10
 
 
-def test_a_torn_record_fails_reads_that_allow_no_part(torn):
+def test_invariant_9_a_torn_record_fails_reads_that_allow_no_part(torn):
     for call in (
         lambda: torn.queries.count(namespace="a"),
         lambda: torn.queries.get(ids.key_of(3), namespace="a"),

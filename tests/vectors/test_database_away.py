@@ -26,7 +26,6 @@ REQUESTS = [
     ("delete", "/namespaces/default", None),
     ("get", "/namespaces/vectors", None),
     ("get", "/storage/info", None),
-    ("get", "/health", None),
 ]
 
 

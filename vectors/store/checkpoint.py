@@ -21,9 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 from django.conf import settings
 from django.db import connection, transaction
-from django.db.models import F, Min
+from django.db.models import F
 from django.db.models.functions import Length
-from django.utils import timezone
 
 from vectors.engine.namespace import NamespaceEngine
 from vectors.engine.parts import FrozenPart, Part
@@ -40,6 +39,9 @@ _SMALLEST_TIER_BYTES = 4 * 1024 * 1024
 _MANIFESTS_KEPT = 2
 _DEAD_SHARE = 0.3
 
+# Shard → the manifest its tail was seen behind, and since when.
+_tails_seen: dict[int, tuple[int, float]] = {}
+
 
 @dataclass(frozen=True, slots=True)
 class CheckpointResult:
@@ -55,14 +57,21 @@ class CheckpointResult:
 
 
 def checkpoint_due(head: ShardHead) -> bool:
-    """Whether a shard's tail is over the soft limit, or old enough for a checkpoint of any size."""
+    """Whether a shard's tail is over the soft limit, or old enough for a checkpoint of any size.
+
+    The age is what this process has seen of it on its monotonic clock: whoever looks again and again finds an old tail.
+    """
     if head.damage is not None or head.last_seq <= head.manifest_seq:
+        _tails_seen.pop(head.pk, None)
         return False
     if head.tail_bytes >= settings.MLVDB_TAIL_SOFT_BYTES:
         return True
-
-    oldest = LogEntry.objects.filter(shard=head, seq__gt=head.manifest_seq).aggregate(at=Min("created_at"))["at"]
-    return oldest is not None and (timezone.now() - oldest).total_seconds() >= settings.MLVDB_CHECKPOINT_INTERVAL_S
+    now = time.monotonic()
+    manifest, since = _tails_seen.setdefault(head.pk, (head.manifest, now))
+    if manifest != head.manifest:
+        _tails_seen[head.pk] = (head.manifest, now)
+        return False
+    return now - since >= settings.MLVDB_CHECKPOINT_INTERVAL_S
 
 
 def checkpoint_run(shard_uid: str, *, owner: str) -> CheckpointResult | None:

@@ -12,7 +12,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from vectors.errors import MLVectorDBError
 from vectors.models import MaintenanceLease, ShardHead
-from vectors.store.checkpoint import checkpoint_due, checkpoint_run
+from vectors.store.checkpoint import checkpoint_run
 
 _RETRY_S = 0.2
 
@@ -25,7 +25,6 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         """Declare the options."""
         parser.add_argument("--shard", help="label of the shard to checkpoint (default: all)")
-        parser.add_argument("--if-due", action="store_true", help="leave shards alone whose tail is small and young")
         parser.add_argument(
             "--wait",
             type=float,
@@ -34,9 +33,7 @@ class Command(BaseCommand):
             help="how long to wait for another process that is at it (default: 60)",
         )
 
-    def handle(
-        self, *args: Any, shard: str | None = None, if_due: bool = False, wait: float = 60.0, **options: Any
-    ) -> None:
+    def handle(self, *args: Any, shard: str | None = None, wait: float = 60.0, **options: Any) -> None:
         """Checkpoint and report."""
         heads = ShardHead.objects.order_by("label")
         if shard is not None:
@@ -44,8 +41,6 @@ class Command(BaseCommand):
             if not heads:
                 raise CommandError(f"there is no shard {shard} on this node")
         for head in heads:
-            if if_due and not checkpoint_due(head):
-                continue
             try:
                 self._checkpoint(head, wait)
             except MLVectorDBError as error:
