@@ -68,6 +68,13 @@ def size_bytes(text: str) -> int:
         raise ValueError("must be a size such as 67108864 or 64m") from None
 
 
+def database_url(text: str) -> str:
+    """Read the URL of a PostgreSQL database."""
+    if not text.startswith(("postgres://", "postgresql://")):
+        raise ValueError("must begin with postgres:// or postgresql://")
+    return text
+
+
 def words(text: str) -> tuple[str, ...]:
     """Read a comma-separated list."""
     return tuple(word.strip() for word in text.split(",") if word.strip())
@@ -106,9 +113,9 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("MLVDB_ADVERTISE_URL", str, "", "URL under which other nodes reach this one."),
     Setting("MLVDB_BROKER_URL", str, "", "Redis or Valkey URL for Celery; empty: the node runs a private one."),
     Setting("MLVDB_BROKER_TIMEOUT_S", number, 0.5, "Connect and read timeout of a publish to the broker.", minimum=0.01),
-    Setting("DATABASE_URL", str, "", "postgres://… to keep registry and log in PostgreSQL; empty: an SQLite file in the data dir."),
+    Setting("DATABASE_URL", database_url, "", "postgres://… to keep registry and log in PostgreSQL; empty: an SQLite file in the data dir."),
     Setting("MLVDB_DURABILITY", str, "fsync", "fsync: an acknowledged write survives a power cut; process: it survives a killed process.", choices=("fsync", "process")),
-    Setting("MLVDB_DATABASE_TIMEOUT_S", number, 10.0, "Longest wait for the database's write lock.", minimum=0.1),
+    Setting("MLVDB_DATABASE_TIMEOUT_S", number, 10.0, "Longest wait for the database: for its write lock, and on PostgreSQL for a connection or an answer.", minimum=0.1),
     # Access.
     Setting("MLVDB_TRUSTED_PROXIES", words, (), "Addresses of proxies whose forwarded requests are accepted in protected mode."),
     Setting("MLVDB_ALLOWED_HOSTS", words, ("*",), "Host names answered once API keys exist (protected mode answers loopback names only)."),

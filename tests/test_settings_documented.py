@@ -36,6 +36,7 @@ def test_every_setting_has_a_name_of_its_own_and_a_sentence() -> None:
         ("MLVDB_MAX_BODY_BYTES", "64x"),
         ("MLVDB_BROKER_TIMEOUT_S", "nan"),
         ("MLVDB_DURABILITY", "sometimes"),
+        ("DATABASE_URL", "sqlite:///node.sqlite3"),
     ],
 )
 def test_a_setting_that_cannot_be_read_is_named(name: str, text: str) -> None:

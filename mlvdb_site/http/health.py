@@ -83,7 +83,7 @@ class ReadyView(NodeView):
     parameters: ClassVar = {"GET": ()}
 
     def get(self, request: Request) -> Response:
-        """Return 200 when segments are mapped, the tail is replayed and the database answers, else 503 and the progress."""
+        """Return 200 when segments are mapped, the tail is replayed and the database answers, else 503 and why."""
         readiness = _readiness()
         if not readiness.ready:
             error = readiness.detail.get("error")
@@ -145,10 +145,13 @@ class LogLevelView(NodeView):
         for name in body:
             if name != "level":
                 raise RequestError(f"unknown field {name!r}; known is: level", code="unknown_field", field=name)
-        given = [level for level in (request.query_params.get("level"), body.get("level")) if level is not None]
-        if not given:
+        # Both are checked; the query wins.
+        levels = [
+            _level(given) for given in (request.query_params.get("level"), body.get("level")) if given is not None
+        ]
+        if not levels:
             raise RequestError("name the new level", code="missing_field", field="level")
-        level = [_level(text) for text in given][0]
+        level = levels[0]
         log_level_marker_write(level_marker(level))
         level_set(level)
         return Response({"status": "success", "message": f"Log level set to {level}", "level": level})

@@ -6,7 +6,9 @@ are no JSON (RFC 8259); numbers beyond a double are refused too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from threading import BoundedSemaphore
 from typing import IO, Any
 
 import msgpack
@@ -18,13 +20,19 @@ from rest_framework.parsers import BaseParser
 from mlvdb_site.http.errors import RequestError
 
 _PIECE_BYTES = 256 * 1024
+_WAIT_TO_READ_S = 0.5
+
+# A thread that reads a body waits for its client, who may be slow, or never go on. Two threads of a worker are kept
+# from it, so that no number of such clients takes the node from those who only ask.
+_readers = BoundedSemaphore(max(1, settings.MLVDB_THREADS - 2))
 
 
 def read_body(request: HttpRequest) -> bytes:
     """Return the body, at most MLVDB_MAX_BODY_BYTES of it; raise RequestError (413) without reading a larger one whole.
 
     A body sent in chunks has no announced length: it is read piece by piece where the server marks its end
-    (`wsgi.input_terminated`). A compressed body is refused (415): its limit would hold for what nobody sent.
+    (`wsgi.input_terminated`). A compressed body is refused (415): its limit would hold for what nobody sent. While
+    all threads that may read are waiting for the rest of other bodies, this one is refused (503 `busy`).
     """
     limit = settings.MLVDB_MAX_BODY_BYTES
     coding = request.META.get("HTTP_CONTENT_ENCODING")
@@ -116,7 +124,8 @@ def _read_announced(request: HttpRequest, text: str, limit: int) -> bytes:
         raise RequestError("Content-Length must be a whole number", field="Content-Length") from None
     if length > limit:
         raise _too_large(limit)
-    body = request.read(length)
+    with _reader():
+        body = request.read(length)
     if len(body) < length:
         raise RequestError(f"the body ended after {len(body)} of {length} bytes", code="incomplete_body", field="body")
     return body
@@ -125,12 +134,25 @@ def _read_announced(request: HttpRequest, text: str, limit: int) -> bytes:
 def _read_chunked(stream: IO[bytes], limit: int) -> bytes:
     pieces: list[bytes] = []
     total = 0
-    while piece := stream.read(_PIECE_BYTES):
-        total += len(piece)
-        if total > limit:
-            raise _too_large(limit)
-        pieces.append(piece)
+    with _reader():
+        while piece := stream.read(_PIECE_BYTES):
+            total += len(piece)
+            if total > limit:
+                raise _too_large(limit)
+            pieces.append(piece)
     return b"".join(pieces)
+
+
+@contextmanager
+def _reader() -> Iterator[None]:
+    if not _readers.acquire(timeout=_WAIT_TO_READ_S):
+        raise RequestError(
+            "this worker waits for the bodies of too many other requests", code="busy", status=503, retry_after_s=1
+        )
+    try:
+        yield
+    finally:
+        _readers.release()
 
 
 def _too_large(limit: int) -> RequestError:

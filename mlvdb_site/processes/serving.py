@@ -177,9 +177,9 @@ class NodeServing:
                 private_broker.remove()
 
     def _prepare(self) -> str | None:
-        if not self.files.database.exists() and connection.vendor == "sqlite":
-            self.terminal.line(f"A new node in {self.files.root}: its database is made …")
         try:
+            if not self.files.database.exists() and connection.vendor == "sqlite":
+                self.terminal.line(f"A new node in {self.files.root}: its database is made …")
             preparation.migrate(self.files)
             preparation.collect_static()
             # Before anything else is written: this is where another node's database is refused.

@@ -11,6 +11,8 @@ import importlib
 import logging
 import multiprocessing
 import os
+import signal
+import socket
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -54,8 +56,9 @@ class NodeServer(MPServer):
         socket_holder: Any = SocketHolder  # whose stub does not know its constructor
         self._shd = socket_holder(self.listening_fd, False, BACKLOG)
         self._sfd = self.listening_fd
-        self._sso = None
-        os.set_inheritable(self.listening_fd, True)
+        # A spawned worker inherits the descriptor by way of this object.
+        self._sso = socket.socket(fileno=self.listening_fd)
+        self._sso.set_inheritable(True)
 
     def _respawn_workers(self, *args: Any, **kwargs: Any) -> None:
         super()._respawn_workers(*args, **kwargs)
@@ -127,6 +130,8 @@ def preload() -> None:
 def load_worker(main_pid: int) -> Callable[..., Any]:
     """Return the application, in a worker; the first thing a worker does."""
     lifeline.hold_on(main_pid)
+    # Until granian's handlers are there those of the main process are, which do nothing here: SIGTERM would be lost.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     application: Callable[..., Any] = importlib.import_module("mlvdb_site.wsgi").application
     # Each worker opens its engines now, not at its first request.
     importlib.import_module("vectors.runtime").runtime()

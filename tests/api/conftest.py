@@ -9,8 +9,10 @@ from typing import Any
 import orjson
 import pytest
 from django.core.management import call_command
+from django.db import connection
 from django.http import HttpResponse
 from django.test import Client, override_settings
+from django.test.utils import setup_databases, teardown_databases
 
 from mlvdb_site import logging_config
 from mlvdb_site.node import NodeFiles
@@ -75,6 +77,16 @@ def api(transactional_db, settings, tmp_path) -> Iterator[Api]:
     ensure_local_shard()
     yield Api()
     runtime.reset()
+
+
+@pytest.fixture(scope="session")
+def django_db_setup(django_db_setup, django_db_blocker) -> Iterator[None]:
+    """Make the database also where all tests that run have it from `standing_api`, which pytest-django does not see."""
+    with django_db_blocker.unblock():
+        made = setup_databases(0, False) if not connection.introspection.table_names() else []
+    yield
+    with django_db_blocker.unblock():
+        teardown_databases(made, 0)
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from mlvdb_site.http.local import TrustedProxies, host_name, is_loopback, refusa
 from mlvdb_site.http.scopes import scopes_sufficient
 from mlvdb_site.models import ApiKey
 
+JSON = "application/json"
 pytestmark = pytest.mark.django_db
 
 LOCAL = {"REMOTE_ADDR": "127.0.0.1", "HTTP_HOST": "localhost:8000", "wsgi.url_scheme": "http"}
@@ -233,11 +234,11 @@ def test_a_revoked_key_opens_nothing_while_another_lives(node_client: Client) ->
 
 def test_a_change_of_scopes_holds_from_the_next_request(node_client: Client) -> None:
     text = key("read")
-    assert node_client.post("/log/level?level=info", headers=bearer(text)).status_code == 403
+    assert node_client.post("/log/level?level=info", content_type=JSON, headers=bearer(text)).status_code == 403
 
     keys.key_change(ApiKey.objects.get(), name="test", scopes=["operate"])
 
-    assert node_client.post("/log/level?level=info", headers=bearer(text)).status_code == 200
+    assert node_client.post("/log/level?level=info", content_type=JSON, headers=bearer(text)).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -333,9 +334,9 @@ def test_a_session_of_a_user_who_is_not_staff_may_nothing(node_client: Client, s
 
 def test_a_staff_session_needs_the_permission_for_the_scope(node_client: Client, staff: User) -> None:
     node_client.force_login(staff)
-    refused = node_client.post("/log/level?level=info")
+    refused = node_client.post("/log/level?level=info", content_type=JSON)
     staff.user_permissions.add(Permission.objects.get(codename="operate_node"))
-    allowed = node_client.post("/log/level?level=info")
+    allowed = node_client.post("/log/level?level=info", content_type=JSON)
 
     assert refused.status_code == 403
     assert refused.json()["error"]["detail"] == {"scope": ["operate"]}
@@ -346,10 +347,10 @@ def test_a_session_needs_a_csrf_token_to_change_something(staff: User) -> None:
     User.objects.filter(pk=staff.pk).update(is_superuser=True)
     client = Client(enforce_csrf_checks=True)
     client.force_login(staff)
-    without = client.post("/log/level?level=info")
+    without = client.post("/log/level?level=info", content_type=JSON)
     client.get("/admin/")
     token = next(cookie.value for name, cookie in client.cookies.items() if name.startswith("csrftoken_"))
-    with_token = client.post("/log/level?level=info", headers={"X-CSRFToken": token})
+    with_token = client.post("/log/level?level=info", content_type=JSON, headers={"X-CSRFToken": token})
 
     assert without.status_code == 403
     assert without.json()["error"]["code"] == "csrf_failed"
@@ -359,7 +360,7 @@ def test_a_session_needs_a_csrf_token_to_change_something(staff: User) -> None:
 def test_a_key_needs_no_csrf_token() -> None:
     client = Client(enforce_csrf_checks=True)
 
-    assert client.post("/log/level?level=info", headers=bearer(key("operate"))).status_code == 200
+    assert client.post("/log/level?level=info", content_type=JSON, headers=bearer(key("operate"))).status_code == 200
 
 
 def test_a_stale_session_cookie_is_401(node_client: Client, staff: User) -> None:

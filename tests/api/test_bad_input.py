@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from tests.api.conftest import Api, checked_error
 
 MSGPACK = "application/msgpack"
 DEEP = b'{"query":' + b"[" * 2000 + b"]" * 2000 + b"}"
+GZIP = gzip.compress(b'{"values": [1, 2, 3]}')
 LONG_ID = "x" * 256
 
 
@@ -73,6 +75,21 @@ BODIES = [
     raw(b"{'values': [1, 2, 3]}"),
     raw(b'{"values": [1, 2, 3],}'),
     raw(DEEP, path="/search"),
+    raw(b"[" * 100_000),
+    raw(b'{"values": [1, 2, 3], "metadata": ' + b'{"a":' * 100_000 + b"1" + b"}" * 100_001),
+    raw(b'{"values": [1, 2, 3], "metadata": {"a": ' + b"[" * 1000 + b"]" * 1000 + b"}}", "metadata"),
+    raw(b'{"values": [1, 2, ' + b"9" * 5000 + b"]}"),
+    raw(b'{"values": [1, 2, 3], "metadata": {"\\ud800": 1}}'),
+    raw(b'{"values": [1, 2, 3], "id": "\xff\xfe"}'),
+    raw(b'\xef\xbb\xbf{"values": [1, 2, 3]}'),
+    raw('{"values": [1, 2, 3]}'.encode("utf-16")),
+    raw('{"values": [1, 2, 3]}'.encode("utf-16"), content_type="application/json; charset=utf-16"),
+    raw(GZIP, "Content-Encoding", headers={"Content-Encoding": "gzip"}, status=415),
+    raw(GZIP, "Content-Encoding", headers={"Content-Encoding": "identity, gzip"}, status=415),
+    raw(b"{}", "Content-Encoding", path="/count", headers={"Content-Encoding": "br"}, status=415),
+    raw(b'{"values": [1, 2, 3]}', "Content-Type", content_type="/", status=415),
+    raw(b'{"values": [1, 2, 3]}', "Content-Type", content_type="multipart/form-data", status=415),
+    raw(b'{"values": [1, 2, 3]}', "Accept", headers={"Accept": "application/json;q=nan"}, status=406),
     raw(b'{"values": [1, 2, 3]}', "Content-Type", content_type="text/plain", status=415),
     raw(b"values=1", "Content-Type", content_type="application/x-www-form-urlencoded", status=415),
     raw(b'{"values": [1, 2, 3]}', "Accept", headers={"Accept": "image/png"}, status=406),
@@ -165,6 +182,9 @@ IDS = [
     read("/vectors/" + LONG_ID, "id"),
     read("/vectors/1?namespace=nowhere", "namespace")._replace(status=404),
     read("/vectors/1?fields=id", "fields"),
+    read("/vectors/a%00b", "id")._replace(status=404),
+    read("/vectors/%ff%fe", "id")._replace(status=404),
+    read("/vectors/%zz", "id")._replace(status=404),
 ]
 SEARCHES = [
     Bad("POST", "/search", {}, "query"),
@@ -254,6 +274,26 @@ QUERIES = [
     read("/vectors/1?timeout=inf", "timeout"),
     read("/vectors/1?timeout=soon", "timeout"),
     read("/vectors/1?timeout=301", "timeout"),
+    read("/vectors/1?timeout=1e400", "timeout"),
+    read("/vectors/1?timeout=1_0", "timeout"),
+    read("/vectors/1?timeout=%D9%A1", "timeout"),
+    read("/vectors/1?timeout=%201", "timeout"),
+    read("/namespaces/vectors?limit=%D9%A1", "limit"),
+    read("/namespaces/vectors?limit=0&limit=1", "limit"),
+    read("/vectors/1?namespace=default&namespace=other", "namespace"),
+    read("/namespaces?format=msgpack&format=json", "format"),
+    read("/namespaces/vectors?after=%ff", "query"),
+    read("/namespaces/vectors?after=%ed%a0%80", "query"),
+    read("/vectors/1?%ff=1", "query"),
+    read("/vectors/1?namespace=%zz", "namespace"),
+    read("/vectors/1?namespace=a%00b", "namespace"),
+    read("/vectors/1?namespace=" + "n" * 60_000, "namespace"),
+    read("/vectors/1?" + "&".join(f"a{number}=1" for number in range(1001)), "query"),
+    read("/vectors/1?consistency=one", "consistency", X_MLVDB_Consistency="most"),
+    read("/vectors/1?partial=1", "timeout", X_MLVDB_Timeout="fast"),
+    Bad("POST", "/log/level?level=info", {"level": "loud"}, "level"),
+    Bad("POST", "/log/level", {"level": 7}, "level"),
+    Bad("POST", "/log/level", {"level": "info", "logger": "root"}, "logger"),
     read("/vectors/1", "timeout", X_MLVDB_Timeout="fast"),
     read("/vectors/1?partial=perhaps", "partial"),
     read("/vectors/1", "partial", X_MLVDB_Partial="2"),
@@ -325,6 +365,8 @@ METHODS = [
     Bad("DELETE", "/count", b"", "method", status=405),
     Bad("POST", "/storage/info", {}, "method", status=405),
     Bad("TRACE", "/search", b"", "method", status=405),
+    Bad("BREW", "/vectors", b"", "method", status=405),
+    Bad("CONNECT", "/vectors", b"", "method", status=405),
 ]
 TABLE = [*BODIES, *VALUES, *ROWS, *IDS, *SEARCHES, *QUERIES, *NAMESPACES, *BINARY, *METHODS]
 

@@ -272,7 +272,7 @@ def test_what_a_dead_process_counted_stays_counted_once_and_its_file_goes(tmp_pa
 
 @pytest.mark.usefixtures("_own_levels")
 def test_the_log_level_changes_here_and_in_the_processes_that_read_the_marker(node_client: Client) -> None:
-    answer = node_client.post("/log/level?level=debug")
+    answer = node_client.post("/log/level?level=debug", content_type="application/json")
     assert answer.json() == {"status": "success", "message": "Log level set to debug", "level": "debug"}
     assert logging.getLogger("vectors").level == logging.DEBUG
 

@@ -238,11 +238,19 @@ def test_a_write_s_tokens_can_be_sent_back_as_query_and_as_header(api):
 
 
 def test_a_query_parameter_wins_over_its_header(api, error_of):
+    seq = api.post("/vectors", {"id": 1, "values": [1, 2]}).json()["seq"]["shard_0"]
+    lost = {"X-MLVDB-Min-Seq": "shard_0:0.ffffffff.1.42"}
+
+    assert error_of(api.get("/vectors/1", headers=lost))["code"] == "token_lost"
+    assert api.get(f"/vectors/1?min_seq=shard_0:{seq}", headers=lost).status_code == 200
+
+
+def test_a_header_of_the_wrong_form_is_refused_even_where_the_query_wins(api, error_of):
     api.post("/vectors", {"id": 1, "values": [1, 2]})
     bad = {"X-MLVDB-Consistency": "most"}
 
     assert error_of(api.get("/vectors/1", headers=bad))["field"] == "consistency"
-    assert api.get("/vectors/1?consistency=all", headers=bad).status_code == 200
+    assert error_of(api.get("/vectors/1?consistency=all", headers=bad))["field"] == "consistency"
 
 
 def test_namespaces_keep_their_rows_apart(api):

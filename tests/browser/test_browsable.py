@@ -65,18 +65,20 @@ def test_the_namespace_of_the_page_is_chosen_in_its_form(page, filled):
 
 
 @pytest.mark.parametrize(
-    ("path", "operation", "blocked"),
+    ("path", "operation"),
     [
-        pytest.param("/docs", ".opblock", [], id="swagger"),
-        # ReDoc's script names a picture of its makers'; the page's policy keeps the browser from asking for it.
-        pytest.param("/redoc", "[data-section-id*='operation']", ["cdn.redoc.ly/redoc/logo-mini.svg"], id="redoc"),
+        pytest.param("/docs", ".opblock", id="swagger"),
+        pytest.param("/redoc", "[data-section-id*='operation']", id="redoc"),
     ],
 )
-def test_the_documentation_renders_its_operations_from_the_node_alone(page, node, troubles, path, operation, blocked):
+def test_the_documentation_renders_its_operations_from_the_node_alone(page, node, troubles, path, operation):
     page.goto(f"{node.base_url}{path}")
     page.locator(operation).first.wait_for(state="attached")
     assert page.locator(operation).count() >= 10
     assert "/search" in page.locator("body").inner_text()
+    # ReDoc's menu is complete once it names its makers, whose logo its script would ask for.
+    if path == "/redoc":
+        page.get_by_text("API docs by Redocly").wait_for(state="attached")
+    page.wait_for_load_state("networkidle")
     assert troubles.foreign == []
-    for message in troubles.blocked:
-        assert any(known in message for known in blocked), message
+    assert troubles.blocked == []

@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 
 import requests
 
+from mlvdb_site.processes.broker import remove_left_over
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 START_WITHIN_S = 60.0
 STOP_WITHIN_S = 15.0
@@ -141,6 +143,9 @@ class NodeProcess:
             left.append(f"left behind: {pid} {_command_line(pid)}")
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            # A killed `serve` leaves its broker's directory to its next start.
+            remove_left_over(self.record["broker_url"])
         tail = self.log_tail() if left else ""
         if self._own_data_dir:
             shutil.rmtree(self.data_dir, ignore_errors=True)
@@ -249,8 +254,11 @@ def wait_for(condition: Callable[[], T], *, timeout_s: float = 10.0, what: str =
 
 
 def children_of(pid: int) -> list[int]:
-    """Return the children of a process (Linux)."""
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    """Return the children of a process, none when it has ended (Linux)."""
+    try:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
 
 
 def _is_alive(pid: int) -> bool:

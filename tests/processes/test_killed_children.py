@@ -28,7 +28,7 @@ def test_a_killed_web_worker_is_replaced_and_requests_go_on(node: NodeProcess) -
     # The listening socket is shared: new connections are served by the other worker meanwhile.
     for _ in range(20):
         node.session.close()
-        assert node.get("/readyz", timeout=5).status_code == 200
+        assert node.post("/count", {}, timeout=5).json() == {"count": 0}
     after = wait_for(lambda: (pids := node.worker_pids()) != before and len(pids) == 2 and pids, what="a new worker")
     assert set(after) - set(before)
 
@@ -40,7 +40,7 @@ def test_web_workers_killed_again_and_again_are_replaced(node: NodeProcess) -> N
         os.kill(before[-1], signal.SIGKILL)
         wait_for(lambda before=before: len(p := node.worker_pids()) == 2 and p != before, what="a new worker")  # type: ignore[misc]
     assert node.child("web") == web
-    assert node.get("/readyz").status_code == 200
+    assert node.post("/count", {}).json() == {"count": 0}
 
 
 def test_a_killed_web_server_takes_its_workers_along_and_is_replaced(node: NodeProcess) -> None:
@@ -49,7 +49,7 @@ def test_a_killed_web_server_takes_its_workers_along_and_is_replaced(node: NodeP
     wait_for(lambda: not set(workers) & set(node.pids()), timeout_s=5, what="the end of the workers")
     node.session.close()
     # A request that arrives before the new server does waits in the socket's queue.
-    assert node.get("/readyz", timeout=10).status_code == 200
+    assert node.get("/healthz", timeout=10).status_code == 200
     wait_for(lambda: node.child("web") != web, what="a new web server in the record")
 
 
@@ -60,7 +60,7 @@ def test_any_other_killed_child_is_replaced(node: NodeProcess, name: str) -> Non
     os.kill(before, signal.SIGKILL)
     wait_for(lambda: node.record["processes"].get(name, before) != before, what=f"a new {name}")
     wait_for(lambda: not set(grandchildren) & set(node.pids()), timeout_s=5, what="the end of its children")
-    assert node.get("/readyz").status_code == 200
+    assert node.post("/count", {}).json() == {"count": 0}
 
 
 def test_tasks_are_executed_again_after_the_broker_was_killed(node: NodeProcess) -> None:
@@ -76,7 +76,10 @@ def test_tasks_are_executed_again_after_the_broker_was_killed(node: NodeProcess)
 
 
 def test_a_killed_pool_process_is_replaced(node: NodeProcess) -> None:
-    tasks = node.child("tasks")
-    before = wait_for(lambda: len(pids := children_of(tasks)) == 2 and pids, what="two pool processes")
+    def pool() -> list[int]:
+        return children_of(node.record["processes"].get("tasks", 0))
+
+    before = wait_for(lambda: len(pids := pool()) == 2 and pids, what="two pool processes")
     os.kill(before[0], signal.SIGKILL)
-    wait_for(lambda: len(pids := children_of(tasks)) == 2 and pids != before, what="a new pool process", timeout_s=30)
+    # By Celery; or, where the pool was only just starting, by the supervisor, because Celery then ends.
+    wait_for(lambda: len(pids := pool()) == 2 and before[0] not in pids, what="a new pool process", timeout_s=30)

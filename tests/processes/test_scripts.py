@@ -103,9 +103,7 @@ def test_without_ensurepip_and_pip_the_one_package_to_install_is_named(monkeypat
     monkeypatch.setattr(environment, "ENVIRONMENT", tmp_path / ".venv")
     monkeypatch.setattr(environment, "has_ensurepip", lambda: False)
     monkeypatch.setattr(environment, "has_outer_pip", lambda: False)
-    with pytest.raises(
-        SystemExit, match="cannot make virtual environments: install "
-    ):
+    with pytest.raises(SystemExit, match="cannot make virtual environments: install "):
         environment.make()
     monkeypatch.setattr(environment, "read", lambda path: "ID=debian\n")
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
