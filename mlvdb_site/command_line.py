@@ -62,8 +62,8 @@ def prepare_environment(argv: Sequence[str]) -> None:
     with one line and exit code 2.
     """
     if argv[1:2] == ["serve"]:
-        # The web server's allocator reads this when it is loaded: one pool, and what bodies and answers took goes back to
-        # the system when they are gone. Measured after a load of 60,000 × 384: 100 MB for two workers instead of 150.
+        # The web server's allocator reads this when it is loaded: one pool, and what bodies and answers took goes back
+        # to the system when they are gone. Measured after a load of 60,000 × 384: two workers keep 30 MB less.
         os.environ.setdefault("_RJEM_MALLOC_CONF", "narenas:1,dirty_decay_ms:0,muzzy_decay_ms:0")
         os.environ.update(_given_options(argv[2:]))
         if not os.environ.get("MLVDB_DATA_DIR"):
