@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 2.0
 RETRY_AFTER_S = 30.0
+# The sweep of Celery sees a small tail grow old a little later than this process does, and is to come first.
+PATIENCE = 1.5
 
 # What is known of a due shard's lease: owner, token and the counter its holder bumps.
 _Lease = tuple[str, int, int]
@@ -63,7 +65,7 @@ def _due_tails() -> dict[str, _Lease | None]:
 
     due: dict[str, _Lease | None] = {}
     for head in ShardHead.objects.select_related("lease"):
-        if checkpoint_due(head):
+        if checkpoint_due(head, patience=PATIENCE):
             lease = getattr(head, "lease", None)
             due[head.uid] = (lease.owner, lease.token, lease.beats) if lease is not None else None
     return due

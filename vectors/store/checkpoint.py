@@ -56,10 +56,11 @@ class CheckpointResult:
     took_s: float
 
 
-def checkpoint_due(head: ShardHead) -> bool:
+def checkpoint_due(head: ShardHead, *, patience: float = 1.0) -> bool:
     """Whether a shard's tail is over the soft limit, or old enough for a checkpoint of any size.
 
     The age is what this process has seen of it on its monotonic clock: whoever looks again and again finds an old tail.
+    `patience` is how many times MLVDB_CHECKPOINT_INTERVAL_S it may be.
     """
     if head.damage is not None or head.last_seq <= head.manifest_seq:
         _tails_seen.pop(head.pk, None)
@@ -71,7 +72,7 @@ def checkpoint_due(head: ShardHead) -> bool:
     if manifest != head.manifest:
         _tails_seen[head.pk] = (head.manifest, now)
         return False
-    return now - since >= settings.MLVDB_CHECKPOINT_INTERVAL_S
+    return now - since >= patience * settings.MLVDB_CHECKPOINT_INTERVAL_S
 
 
 def checkpoint_run(shard_uid: str, *, owner: str) -> CheckpointResult | None:
