@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 from mlvdb_site.settings_table import BY_NAME, SettingError, read_all
 
@@ -74,9 +75,11 @@ def prepare_environment(argv: Sequence[str]) -> None:
     if os.environ.get("MLVDB_DATA_DIR"):
         os.environ["MLVDB_DATA_DIR"] = os.path.abspath(os.path.expanduser(os.environ["MLVDB_DATA_DIR"]))
     try:
-        read_all()
+        values = read_all()
     except SettingError as error:
         sys.exit(_refuse(str(error)))
+    if values["DATABASE_URL"] and find_spec("psycopg") is None:
+        sys.exit(_refuse("DATABASE_URL needs psycopg, which is not installed: pip install 'psycopg[binary]'"))
 
 
 def _given_options(arguments: Sequence[str]) -> dict[str, str]:

@@ -300,3 +300,14 @@ def test_the_supervisor_reports_a_program_that_does_not_exist(tmp_path) -> None:
     supervisor.start(ChildSpec("broker", [str(tmp_path / "nothing")]))
     supervisor.finish()
     assert "broker | cannot be started" in stream.getvalue()
+
+
+def test_postgresql_without_its_driver_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgres://somewhere/nodes")
+    monkeypatch.setattr(command_line, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as caught:
+        command_line.prepare_environment(["manage.py", "check"])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "error: DATABASE_URL needs psycopg, which is not installed: pip install 'psycopg[binary]'"
+    ]
