@@ -234,6 +234,7 @@ SEARCHES = [
     Bad("POST", "/search/batch", {"searches": [1]}, "searches[0]"),
     Bad("POST", "/search/batch", {"searches": [{"query": OK}, {"query": OK, "top_k": 0}]}, "searches[1].top_k"),
     Bad("POST", "/search/batch", {"searches": [{"query": [1, 2, True]}]}, "searches[0].query"),
+    Bad("POST", "/search/batch", {"searches": [{"query": [*OK, 1.0]}]}, "searches[0].query"),
     Bad("POST", "/search/batch", {"searches": [{"query": OK, "filter": {"n__x": 1}}]}, "searches[0].filter.n__x"),
     Bad("POST", "/search/batch", {"searches": [{"id": 1, "limit": 1}]}, "searches[0].limit"),
     Bad("POST", "/search/batch", {"searches": [{"id": 1}], "top_k": 1}, "top_k"),

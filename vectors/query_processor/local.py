@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -13,19 +11,14 @@ from typing import NamedTuple
 from django.conf import settings
 
 from vectors import services
-from vectors.engine import ids, search
-from vectors.engine.distances import Query
+from vectors.engine import search
 from vectors.engine.filters import Filter
-from vectors.engine.namespace import NamespaceSpec, NamespaceView
-from vectors.engine.operations import Delete, Operation, Patch, Upsert, encode
-from vectors.engine.shard import ShardEngine
+from vectors.engine.namespace import NamespaceSpec
+from vectors.engine.operations import Delete, Operation, Patch, encode
 from vectors.errors import (
-    DimensionMismatch,
     NamespaceNotFound,
     NotReady,
     ShardDamaged,
-    TokenLost,
-    VectorNotFound,
 )
 from vectors.query_processor.port import (
     DEFAULT_OPTIONS,
@@ -42,10 +35,21 @@ from vectors.query_processor.port import (
     VectorBatch,
     WriteResult,
 )
+from vectors.query_processor.translation import (
+    check_tokens,
+    hits_of,
+    lost_entries,
+    namespace_info,
+    spec_of,
+    unknown_vector,
+    upsert_operation,
+    wanted_search,
+    with_generated_keys,
+)
 from vectors.runtime import Runtime, ShardRuntime, runtime
 from vectors.store import log
 from vectors.store.recovery import OpenShard
-from vectors.tokens import parse_token, token_of
+from vectors.tokens import token_of
 
 logger = logging.getLogger(__name__)
 
@@ -87,10 +91,10 @@ class LocalQueryProcessor:
         self, batch: VectorBatch, *, namespace: str, options: RequestOptions = DEFAULT_OPTIONS
     ) -> WriteResult:
         """Write many rows in one log entry; of a repeated id the last wins."""
-        keys = _with_generated(batch.keys, namespace, options.idempotency_key)
+        keys = with_generated_keys(batch.keys, namespace, options.idempotency_key)
         shard = self._shard()
         runtime().reserve_memory(batch.values.nbytes + sum(map(len, batch.metadata)) + _ROW_OVERHEAD_BYTES * len(keys))
-        operation = _upsert(keys, batch)
+        operation = upsert_operation(keys, batch)
         dimension = int(batch.values.shape[1])
         for _attempt in range(_DROPPED_RETRIES):
             try:
@@ -109,12 +113,12 @@ class LocalQueryProcessor:
         """Merge a compact JSON object into a row's metadata."""
         shard = self._shard()
         opened = self._open(shard, options, write=True)
-        spec = _spec(opened.engine, namespace)
+        spec = spec_of(opened.engine, namespace)
         if opened.engine.find_many(namespace, [key])[0] is None:
-            raise _unknown(key)
+            raise unknown_vector(key)
         committed = self._commit(shard, spec, Patch([key], [metadata]), options)
         if not committed.changed:
-            raise _unknown(key)
+            raise unknown_vector(key)
         return self._written(shard, [key], 1, committed.position)
 
     def delete(
@@ -128,7 +132,7 @@ class LocalQueryProcessor:
         """Delete by keys, or the rows that match a filter now and do not change until their deletion is logged."""
         shard = self._shard()
         opened = self._open(shard, options, write=True)
-        spec = _spec(opened.engine, namespace)
+        spec = spec_of(opened.engine, namespace)
         resolved_at: int | None = None
         if keys is None:
             assert filter is not None
@@ -167,7 +171,7 @@ class LocalQueryProcessor:
             picture=picture,
         )
         opened = self._open(shard, options)
-        return _info(opened.engine, name)
+        return namespace_info(opened.engine, name)
 
     def namespace_drop(self, name: str, *, options: RequestOptions = DEFAULT_OPTIONS) -> WriteResult:
         """End a namespace."""
@@ -181,10 +185,10 @@ class LocalQueryProcessor:
     def get(self, key: bytes, *, namespace: str, options: RequestOptions = DEFAULT_OPTIONS) -> Answer[Record]:
         """Return a row."""
         opened, account = self._open_for_read(options, partial=False)
-        _spec(opened.engine, namespace)
+        spec_of(opened.engine, namespace)
         place = opened.engine.find_many(namespace, [key])[0]
         if place is None:
-            raise _unknown(key)
+            raise unknown_vector(key)
         part, row = place
         return Answer(Record(key, part.matrix[row], part.metadata[row]), [account])
 
@@ -206,14 +210,14 @@ class LocalQueryProcessor:
         self, request: SearchRequest, *, namespace: str, options: RequestOptions = DEFAULT_OPTIONS
     ) -> Answer[list[Hit]]:
         """Return the best rows."""
-        answer = self._search([request], namespace=namespace, options=options)
+        answer = self._search([request], namespace=namespace, options=options, is_batch=False)
         return Answer(answer.value[0], answer.shards)
 
     def search_batch(
         self, requests: Sequence[SearchRequest], *, namespace: str, options: RequestOptions = DEFAULT_OPTIONS
     ) -> Answer[list[list[Hit]]]:
         """Answer many searches on one state of the namespace."""
-        return self._search(requests, namespace=namespace, options=options)
+        return self._search(requests, namespace=namespace, options=options, is_batch=True)
 
     def count(
         self, *, namespace: str, filter: Filter | None = None, options: RequestOptions = DEFAULT_OPTIONS
@@ -252,7 +256,7 @@ class LocalQueryProcessor:
     def namespace_details(self) -> list[NamespaceInfo]:
         """Return what is known of every namespace, sorted by name."""
         engine = self._open(self._shard(), DEFAULT_OPTIONS).engine
-        return [_info(engine, namespace.spec.name) for namespace in engine.namespaces()]
+        return [namespace_info(engine, namespace.spec.name) for namespace in engine.namespaces()]
 
     def storage_info(self) -> StorageInfo:
         """Return totals."""
@@ -278,7 +282,7 @@ class LocalQueryProcessor:
 
     def _open_for_read(self, options: RequestOptions, *, partial: bool) -> tuple[OpenShard, ShardAccount]:
         opened = self._open(self._shard(), options)
-        _check_tokens(opened, options)
+        check_tokens(opened, options)
         label = opened.head.label
         if not opened.damage:
             return opened, ShardAccount(label, "primary")
@@ -287,7 +291,7 @@ class LocalQueryProcessor:
                 f"shard {label} has lost data; partial=true answers from what is left",
                 detail={"shard": label, "damage": opened.damage},
             )
-        return opened, ShardAccount(label, "primary", lag=_lost_entries(opened), error="shard_damaged")
+        return opened, ShardAccount(label, "primary", lag=lost_entries(opened), error="shard_damaged")
 
     def _spec_for_write(
         self, shard: ShardRuntime, namespace: str, dimension: int, options: RequestOptions
@@ -299,7 +303,7 @@ class LocalQueryProcessor:
             spec = self._open(shard, options, write=True).engine.spec(namespace)
         if spec is None:
             services.namespace_ensure(shard.shard_id, namespace, dimension=dimension)
-            spec = _spec(self._open(shard, options, write=True).engine, namespace)
+            spec = spec_of(self._open(shard, options, write=True).engine, namespace)
         if spec.dimension != dimension:
             raise services.dimension_mismatch(namespace, spec.dimension, dimension)
         return spec
@@ -340,7 +344,7 @@ class LocalQueryProcessor:
         return WriteResult(keys, count, {head.label: token_of(head.uid, term=position.term, seq=position.seq)})
 
     def _search(
-        self, requests: Sequence[SearchRequest], *, namespace: str, options: RequestOptions
+        self, requests: Sequence[SearchRequest], *, namespace: str, options: RequestOptions, is_batch: bool
     ) -> Answer[list[list[Hit]]]:
         started = time.perf_counter()
         opened, account = self._open_for_read(options, partial=True)
@@ -348,11 +352,11 @@ class LocalQueryProcessor:
         if view is None:
             return Answer([[] for _ in requests], [account])
         wanteds = [
-            _wanted(request, view, opened.engine, f"searches[{number}]." if len(requests) > 1 else "")
+            wanted_search(request, view, opened.engine, f"searches[{number}]." if is_batch else "")
             for number, request in enumerate(requests)
         ]
         results = [search.search(view, wanteds[0])] if len(wanteds) == 1 else search.search_batch(view, wanteds)
-        hits = [_hits(result, request) for result, request in zip(results, requests, strict=True)]
+        hits = [hits_of(result, request) for result, request in zip(results, requests, strict=True)]
         return Answer(
             hits,
             [
@@ -366,114 +370,3 @@ class LocalQueryProcessor:
                 )
             ],
         )
-
-
-def _with_generated(keys: Sequence[bytes | None], namespace: str, idempotency_key: str | None) -> list[bytes]:
-    lacking = [number for number, key in enumerate(keys) if key is None]
-    if not lacking:
-        return list(keys)  # type: ignore[arg-type]
-    if idempotency_key is None:
-        source = os.urandom(16 * len(lacking))
-    else:
-        source = hashlib.shake_256(f"{namespace}\0{idempotency_key}".encode()).digest(16 * len(lacking))
-    made = list(keys)
-    for number, key in zip(lacking, ids.uuid_keys(len(lacking), random_bytes=source), strict=True):
-        made[number] = key
-    return made  # type: ignore[return-value]
-
-
-def _upsert(keys: list[bytes], batch: VectorBatch) -> Upsert:
-    last = {key: number for number, key in enumerate(keys)}
-    if len(last) == len(keys):
-        return Upsert(keys, batch.values, batch.metadata)
-    chosen = sorted(last.values())
-    return Upsert(
-        [keys[number] for number in chosen], batch.values[chosen], [batch.metadata[number] for number in chosen]
-    )
-
-
-def _wanted(request: SearchRequest, view: NamespaceView, engine: ShardEngine, prefix: str) -> search.Wanted:
-    spec = view.spec
-    values = request.query
-    if values is None:
-        assert request.key is not None
-        place = engine.find_many(spec.name, [request.key])[0]
-        if place is None:
-            raise _unknown(request.key, field=prefix + "id")
-        values = place[0].matrix[place[1]]
-    elif len(values) != spec.dimension:
-        raise DimensionMismatch(
-            f"namespace {spec.name} has dimension {spec.dimension}, got {len(values)} values",
-            field=prefix + "query",
-            detail={"namespace": spec.name, "dimension": spec.dimension, "got": len(values)},
-        )
-    metric = request.metric or spec.metric
-    return search.Wanted(
-        Query.of(values, metric),  # type: ignore[arg-type]
-        request.top_k + request.offset,
-        request.filter,
-        request.score_threshold,
-    )
-
-
-def _hits(result: search.Result, request: SearchRequest) -> list[Hit]:
-    return [
-        Hit(
-            found.key,
-            found.view.part.matrix[found.row] if request.with_values else None,
-            found.view.part.metadata[found.row] if request.with_metadata else None,
-            found.score,
-        )
-        for found in result.found[request.offset :]
-    ]
-
-
-def _spec(engine: ShardEngine, namespace: str) -> NamespaceSpec:
-    spec = engine.spec(namespace)
-    if spec is None:
-        raise NamespaceNotFound(f"there is no namespace {namespace}", field="namespace")
-    return spec
-
-
-def _unknown(key: bytes, *, field: str = "id") -> VectorNotFound:
-    return VectorNotFound(f"there is no vector {ids.id_of(key)!r}", field=field)
-
-
-def _info(engine: ShardEngine, name: str) -> NamespaceInfo:
-    spec, view = _spec(engine, name), engine.view(name)
-    assert view is not None
-    tail = [part for part in view.parts if part not in view.frozen]
-    return NamespaceInfo(
-        name=name,
-        uid=spec.uid,
-        dimension=spec.dimension,
-        metric=spec.metric,
-        recall_target=spec.recall_target,
-        picture=spec.picture,
-        count=view.count,
-        segments=len(view.frozen),
-        tail_rows=sum(part.alive for part in tail),
-        size_bytes=sum(part.part.nbytes for part in view.parts),
-        measured_recall=None,
-    )
-
-
-def _check_tokens(opened: OpenShard, options: RequestOptions) -> None:
-    if not options.min_seq:
-        return
-    text = options.min_seq.get(opened.head.label)
-    if text is None:
-        return
-    token = parse_token(text)
-    # Every acknowledged entry of this log is in the engine by now, so what it does not have will not come.
-    if not token.names(opened.head.uid) or (token.term, token.seq) > (opened.engine.term, opened.engine.seq):
-        raise TokenLost(
-            f"shard {opened.head.label} does not have the entry of that token",
-            field="min_seq",
-            detail={"shard": opened.head.label, "token": text},
-        )
-
-
-def _lost_entries(opened: OpenShard) -> int:
-    lost = opened.damage.get("log")
-    return 0 if lost is None else int(lost["last_seq"]) - opened.engine.seq
