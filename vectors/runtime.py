@@ -45,6 +45,7 @@ class ShardRuntime:
         self.progress = recovery.Progress()
         self._budget = budget
         self._opened: recovery.OpenShard | None = None
+        self._unfit_manifest: int | None = None
         self._lock = threading.RLock()
 
     @property
@@ -116,9 +117,15 @@ class ShardRuntime:
         """
         opened = self._opened
         head = log.read_head(self.shard_id)
-        if opened is None or head is None or head.manifest == opened.manifest.number or opened.damage:
+        if opened is None or head is None or opened.damage:
+            return False
+        if head.manifest in (opened.manifest.number, self._unfit_manifest):
             return False
         fresh = recovery.open_shard(self.shard_id, budget=self._budget)
+        if fresh.damage:
+            # This engine still has every row: it goes on, while the damage keeps writes out.
+            self._unfit_manifest = head.manifest
+            return False
         with self._lock:
             if self._opened is not opened:
                 return False

@@ -137,3 +137,27 @@ def test_verify_prints_equal_digests_for_equal_contents(shard, batch, capsys):
     digests = [line.split("digest ")[1] for line in capsys.readouterr().out.splitlines() if "digest" in line]
     assert len(digests) == 4
     assert len(set(digests)) == 1
+
+
+def test_a_damaged_shard_takes_no_change_of_a_namespace(torn):
+    torn.queries.count(namespace="a", options=PARTIAL)
+    with pytest.raises(ShardDamaged):
+        torn.queries.namespace_drop("a")
+    with pytest.raises(ShardDamaged):
+        torn.queries.namespace_put("b", dimension=3)
+    assert [row.name for row in Namespace.objects.filter(dropped_at=None)] == ["a"]
+
+
+def test_an_engine_that_has_every_row_is_not_exchanged_for_a_damaged_one(shard, batch):
+    shard.queries.upsert_many(batch(0, 20), namespace="a")
+    serving = runtime.ShardRuntime(shard.head.pk, budget=None)
+    serving.fresh(timeout_s=10)
+    shard.checkpoint()
+    path = segment_file(shard, "vectors.f32.npy")
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert not serving.swap()
+    assert not serving.swap()
+    assert serving.fresh(timeout_s=10).engine.view("a").count == 20
+    assert ShardHead.objects.get().damage["segments"][0]["rows"] == 20

@@ -255,11 +255,7 @@ class OpenLog:
         self._alive: set[str] = set()
 
     def add_data(self, namespace: str, kind: Kind, rows: int, payload: bytes, payload_crc32: int) -> Position:
-        """Add an entry that a client may be refused: for a dropped namespace, a damaged shard, or too long a tail."""
-        if self.head.damage is not None:
-            raise ShardDamaged(
-                f"shard {self.head.label} has lost data and is read-only", detail={"shard": self.head.label}
-            )
+        """Add an entry of rows; refused also for a dropped namespace and for too long a tail."""
         if self.tail_bytes + len(payload) > settings.MLVDB_TAIL_HARD_BYTES:
             raise CheckpointBehind("the tail has reached MLVDB_TAIL_HARD_BYTES; a checkpoint is due", retry_after_s=2)
         if namespace not in self._alive:
@@ -269,7 +265,11 @@ class OpenLog:
         return self.add(namespace, kind, rows, payload, payload_crc32)
 
     def add(self, namespace: str, kind: Kind, rows: int, payload: bytes, payload_crc32: int) -> Position:
-        """Add an entry."""
+        """Add an entry; raise ShardDamaged for a shard that has lost data."""
+        if self.head.damage is not None:
+            raise ShardDamaged(
+                f"shard {self.head.label} has lost data and is read-only", detail={"shard": self.head.label}
+            )
         self._last_seq += 1
         self._bytes += len(payload)
         seq, term = self._last_seq, self.head.term
