@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 
+from mlvdb_site.node import BASE_DIR, node_files
 from mlvdb_site.settings_table import BY_NAME, SettingError, read_all
 
 
@@ -66,10 +69,9 @@ def prepare_environment(argv: Sequence[str]) -> None:
         # The web server's allocator reads this when it is loaded: one pool, and what bodies and answers took goes back
         # to the system when they are gone. Measured after a load of 60,000 × 384: two workers keep 30 MB less.
         os.environ.setdefault("_RJEM_MALLOC_CONF", "narenas:1,dirty_decay_ms:0,muzzy_decay_ms:0")
+        _raise_file_limit()
         os.environ.update(_given_options(argv[2:]))
         if not os.environ.get("MLVDB_DATA_DIR"):
-            from mlvdb_site.node import BASE_DIR
-
             port = os.environ.get("MLVDB_PORT") or BY_NAME["MLVDB_PORT"].default
             os.environ["MLVDB_DATA_DIR"] = str(BASE_DIR / "var" / str(port))
     if os.environ.get("MLVDB_DATA_DIR"):
@@ -78,8 +80,20 @@ def prepare_environment(argv: Sequence[str]) -> None:
         values = read_all()
     except SettingError as error:
         sys.exit(_refuse(str(error)))
+    try:
+        node_files(values["MLVDB_DATA_DIR"]).create()
+    except OSError as error:
+        sys.exit(_refuse(f"the data dir cannot be used: {error}"))
     if values["DATABASE_URL"] and find_spec("psycopg") is None:
         sys.exit(_refuse("DATABASE_URL needs psycopg, which is not installed: pip install 'psycopg[binary]'"))
+
+
+def _raise_file_limit() -> None:
+    """Allow this process and its children as many open files as the system does: a mapped segment holds several."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _given_options(arguments: Sequence[str]) -> dict[str, str]:

@@ -28,6 +28,7 @@ class Setting:
     default: Any
     help: str
     minimum: float | None = None
+    maximum: float | None = None
     choices: tuple[str, ...] = ()
 
     def read(self, environ: Mapping[str, str]) -> Any:
@@ -43,6 +44,8 @@ class Setting:
             raise SettingError(f"{self.name}={text!r}: must be one of {', '.join(self.choices)}")
         if self.minimum is not None and value < self.minimum:
             raise SettingError(f"{self.name}={text!r}: must be at least {self.minimum:g}")
+        if self.maximum is not None and value > self.maximum:
+            raise SettingError(f"{self.name}={text!r}: must be at most {self.maximum:g}")
         return value
 
 
@@ -105,7 +108,7 @@ SETTINGS: tuple[Setting, ...] = (
     # The node and its processes.
     Setting("MLVDB_DATA_DIR", str, "", "Directory of this node: database, segments, secret key, metrics, logs; var/8000 in the checkout when unset."),
     Setting("MLVDB_HOST", str, "127.0.0.1", "Address the web server binds to."),
-    Setting("MLVDB_PORT", whole, 8000, "Port of the web server.", minimum=1),
+    Setting("MLVDB_PORT", whole, 8000, "Port of the web server.", minimum=1, maximum=65535),
     Setting("MLVDB_WORKERS", whole, 2, "Web worker processes.", minimum=1),
     Setting("MLVDB_THREADS", whole, 8, "Request threads in each web worker.", minimum=1),
     Setting("MLVDB_LOG_LEVEL", str, "info", "Level of the node's log.", choices=("debug", "info", "warning", "error", "critical")),

@@ -12,7 +12,8 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +22,7 @@ from django.db import connection
 
 from vectors.engine.filters import ColumnBudget
 from vectors.engine.operations import Operation
-from vectors.errors import LogGap, MemoryLimitReached, NotReady, StorageError
+from vectors.errors import LogGap, MemoryLimitReached, MLVectorDBError, NotReady, StorageError
 from vectors.store import log, recovery
 
 logger = logging.getLogger(__name__)
@@ -91,24 +92,37 @@ class ShardRuntime:
                     logger.info(
                         "engine_rebuilt shard=%s applied=%d head=%d", head.label, opened.engine.seq, head.last_seq
                     )
+                except MLVectorDBError:
+                    raise
+                except Exception:
+                    # Half applied, for want of memory say: the next request builds an engine anew.
+                    self._opened = None
+                    raise
             self._opened = recovery.open_shard(self.shard_id, budget=self._budget, progress=self.progress)
             return self._opened
         finally:
             self._lock.release()
 
-    def applied(self, position: log.Position, *, namespace: str, operation: Operation, timeout_s: float) -> int:
-        """Apply an entry that this process has just committed; return how many rows it changed."""
+    def applied(self, position: log.Position, *, namespace: str, operation: Operation, timeout_s: float) -> int | None:
+        """Apply an entry that this process has just committed; return how many rows it changed.
+
+        None when this process cannot tell: the engine was exchanged for one that has it already, or must be built anew.
+        """
         opened = self._opened
         if opened is not None and opened.engine.seq == position.seq - 1 and self._lock.acquire(timeout=timeout_s):
             try:
                 if self._opened is opened and opened.engine.seq == position.seq - 1:
                     opened.engine.apply(seq=position.seq, term=position.term, namespace=namespace, operation=operation)
+            except Exception:
+                # The entry is committed all the same: the next request builds an engine anew.
+                logger.exception("apply_failed shard=%s seq=%d", opened.head.label, position.seq)
+                self._opened = None
+                return None
             finally:
                 self._lock.release()
         if opened is None or opened.engine.seq < position.seq:
             opened = self.fresh(timeout_s=timeout_s)
-        changed = opened.engine.result(position.seq)
-        return operation.rows if changed is None else changed
+        return opened.engine.result(position.seq)
 
     def swap(self) -> bool:
         """Stand on the newest manifest, if this engine does not yet: map it, replay the rest, then exchange engines.
@@ -149,6 +163,7 @@ class Runtime:
         self._error: str | None = None
         self._database_away = False
         self._memory_bytes = 0
+        self._memory_lock = threading.Lock()
         self._keeper = threading.Thread(target=self._keep, name="engine-keeper", daemon=True)
 
     def start(self) -> None:
@@ -196,23 +211,32 @@ class Runtime:
         mapped = sum(item.engine.mapped_bytes for item in opened)
         return int(mapped + settings.MLVDB_WORKERS * sum(item.engine.tail_bytes for item in opened))
 
-    def reserve_memory(self, extra_bytes: int) -> None:
-        """Count in a batch of `extra_bytes`; raise MemoryLimitReached when it would take the node over its limit.
+    @contextmanager
+    def reserved_memory(self, extra_bytes: int) -> Iterator[None]:
+        """Count in a batch of `extra_bytes` while it is written; raise MemoryLimitReached when it would not fit.
 
-        Between two rounds of the background thread, which measures, the batches of this process add up here.
+        What was written stays counted until the next round of the background thread, which measures; what was refused
+        does not.
         """
         limit = memory_limit()
-        wanted = self._memory_bytes + settings.MLVDB_WORKERS * extra_bytes
-        if wanted > limit:
-            raise MemoryLimitReached(
-                "the batch does not fit in MLVDB_MEMORY_LIMIT; delete rows or raise it",
-                detail={
-                    "estimated_bytes": self._memory_bytes,
-                    "batch_bytes": extra_bytes,
-                    "limit_bytes": limit,
-                },
-            )
-        self._memory_bytes = wanted
+        wanted = settings.MLVDB_WORKERS * extra_bytes
+        with self._memory_lock:
+            if self._memory_bytes + wanted > limit:
+                raise MemoryLimitReached(
+                    "the batch does not fit in MLVDB_MEMORY_LIMIT; delete rows or raise it",
+                    detail={
+                        "estimated_bytes": self._memory_bytes,
+                        "batch_bytes": extra_bytes,
+                        "limit_bytes": limit,
+                    },
+                )
+            self._memory_bytes += wanted
+        try:
+            yield
+        except BaseException:
+            with self._memory_lock:
+                self._memory_bytes = max(0, self._memory_bytes - wanted)
+            raise
 
     def _keep(self) -> None:
         try:
@@ -224,7 +248,8 @@ class Runtime:
                     # The database may be away for a while; requests report that, this thread only comes back.
                     self._error, self._database_away = str(error), isinstance(error, StorageError)
                     logger.warning("engine_keeper_failed error=%s", error, exc_info=not self._warm.is_set())
-                    connection.close()
+                    with suppress(Exception):
+                        connection.close()
                 self._stop.wait(settings.MLVDB_IDLE_CATCH_UP_S)
         finally:
             connection.close()

@@ -214,3 +214,20 @@ def test_a_row_is_exactly_as_similar_to_itself_as_can_be():
         values = rng.standard_normal((50, dimension), dtype=np.float32) * np.float32(3.7)
         scores = [exact_scores(values[row : row + 1], Query.of(values[row], "cosine"))[0] for row in range(50)]
         assert scores == [1.0] * 50
+
+
+def test_parts_that_float32_holds_and_parts_that_it_does_not_are_ranked_together():
+    # The tiny row sends its part through float64, the other part stays in float32.
+    first = Upsert([ids.key_of(1), ids.key_of(9)], np.array([[1, 0], [1e-16, 0]], dtype=np.float32), [b"{}"] * 2)
+    many = np.tile(np.array([[0.5, 0.5]], dtype=np.float32), (100, 1))
+    second = Upsert([ids.key_of(number) for number in range(100, 200)], many, [b"{}"] * 100)
+    for metric in ("cosine", "ip", "l2"):
+        engine, oracle = ShardEngine(), Oracle()
+        for seq, operation in enumerate([NamespacePut("a", 2, metric, 0.99), first, second], start=1):
+            engine.apply(seq=seq, term=1, namespace=UID, operation=operation)
+            oracle.apply(seq, UID, operation)
+        assert len(engine.view("a").parts) == 2
+        for query in ([1.0, 0.0], [0.3, 0.4], [1e-17, 0.0]):
+            values = np.array(query, dtype=np.float32)
+            found = search.search(engine.view("a"), search.Wanted(Query.of(values, metric), 3)).found
+            assert [item.key for item in found] == [key for key, _ in oracle.search(UID, values, k=3, metric=metric)]

@@ -18,6 +18,7 @@ from mlvdb_site.processes import lifeline, listener
 from mlvdb_site.processes.children import BACK_OFF_S, SETTLED_S, Child, ChildSpec
 from mlvdb_site.processes.output import ChildOutput, RotatingLog, Show, Terminal
 from mlvdb_site.processes.supervisor import Supervisor
+from tests.processes.node import NodeProcess
 
 PACKAGE = Path(brokers.__file__).parent
 
@@ -311,3 +312,23 @@ def test_postgresql_without_its_driver_is_one_line(monkeypatch: pytest.MonkeyPat
     assert capsys.readouterr().err.splitlines() == [
         "error: DATABASE_URL needs psycopg, which is not installed: pip install 'psycopg[binary]'"
     ]
+
+
+def test_a_data_dir_that_cannot_be_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MLVDB_DATA_DIR", str(tmp_path / "file"))
+    with pytest.raises(SystemExit) as caught:
+        command_line.prepare_environment(["manage.py", "verify"])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith("error: the data dir cannot be used")
+
+
+def test_before_its_first_start_a_node_takes_a_key_and_says_that_it_is_not_there(tmp_path: Path) -> None:
+    node = NodeProcess(tmp_path)
+    for command in ("verify", "checkpoint"):
+        refused = node.manage(command)
+        assert refused.returncode == 1
+        assert refused.stderr.splitlines()[-1].startswith(f"CommandError: there is no node in {tmp_path}")
+    made = node.manage("create_api_key", "first", "--scope", "read")
+    assert made.returncode == 0, made.stderr
+    assert made.stdout.startswith("mlvdb_")

@@ -283,3 +283,49 @@ def wait_for_swap(shard):
 
 def test_every_kind_of_operation_is_known_to_the_database():
     assert {value for value, _ in LogEntry._meta.get_field("kind").choices} == set(Kind)
+
+
+def test_a_cleaner_that_was_overtaken_leaves_its_successors_files_alone(shard, batch, monkeypatch):
+    shard.queries.upsert_many(batch(0, 10), namespace="a")
+    late = []
+    clean = checkpoint._clean
+    monkeypatch.setattr(checkpoint, "_clean", lambda *args: late.append(args))
+    shard.checkpoint()
+    shard.queries.upsert_many(batch(10, 10), namespace="a")
+    shard.queries.delete(namespace="a", keys=[ids.key_of(0)])
+    commit = checkpoint._commit
+
+    def wake_the_first_before(*args):
+        clean(*late[0])
+        return commit(*args)
+
+    monkeypatch.setattr(checkpoint, "_clean", clean)
+    monkeypatch.setattr(checkpoint, "_commit", wake_the_first_before)
+    shard.checkpoint()
+    assert shard.digest("a")[0] == 19
+    assert verify_shard(shard.head).findings == []
+
+
+def test_what_a_killed_build_left_goes_with_the_next_checkpoint(shard, batch):
+    shard.queries.upsert_many(batch(0, 10), namespace="a")
+    crash_in("_commit", shard.head)
+    directory = segment_directory(shard.head.uid, Namespace.objects.get().uid)
+    assert len(list(directory.iterdir())) == 1
+    shard.checkpoint()
+    shard.queries.upsert_many(batch(10, 1), namespace="a")
+    shard.checkpoint()
+    listed = next(iter(recovery.open_shard(shard.head.pk).manifest.namespaces.values())).segments
+    assert {path.name for path in directory.iterdir()} == {segment.uid for segment in listed}
+
+
+def test_verify_beside_a_checkpoint_reports_no_loss(shard, batch, monkeypatch):
+    shard.queries.upsert_many(batch(0, 10), namespace="a")
+    read_after = log.read_after
+
+    def checkpoint_first(*args, **kwargs):
+        monkeypatch.setattr(log, "read_after", read_after)
+        shard.checkpoint()
+        return read_after(*args, **kwargs)
+
+    monkeypatch.setattr(log, "read_after", checkpoint_first)
+    assert verify_shard(shard.head).findings == []

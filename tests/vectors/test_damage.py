@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 from django.core.management import CommandError, call_command
 
 from vectors import runtime
 from vectors.engine import ids
-from vectors.errors import ShardDamaged
+from vectors.engine.filters import parse_filter
+from vectors.errors import ShardDamaged, StorageError
 from vectors.models import LogEntry, Manifest, Namespace, ShardHead
 from vectors.query_processor import RequestOptions, SearchRequest
+from vectors.store import recovery
 from vectors.store.manifests import segment_directory
 from vectors.store.verify import verify_shard
 
@@ -161,3 +165,28 @@ def test_an_engine_that_has_every_row_is_not_exchanged_for_a_damaged_one(shard, 
     assert not serving.swap()
     assert serving.fresh(timeout_s=10).engine.view("a").count == 20
     assert ShardHead.objects.get().damage["segments"][0]["rows"] == 20
+
+
+def test_a_process_out_of_file_descriptors_marks_no_damage(shard, batch, monkeypatch):
+    shard.queries.upsert_many(batch(0, 20), namespace="a")
+    shard.checkpoint()
+
+    def full(*args, **kwargs):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(type(segment_file(shard, "x")), "open", full)
+    with pytest.raises(StorageError):
+        recovery.open_shard(shard.head.pk)
+    monkeypatch.undo()
+    assert ShardHead.objects.get().damage is None
+    assert recovery.open_shard(shard.head.pk).engine.view("a").count == 20
+
+
+def test_a_damaged_shard_refuses_deletes_and_patches_of_what_it_may_have_lost(torn):
+    for call in (
+        lambda: torn.queries.delete(namespace="a", filter=parse_filter({"n": 25})),
+        lambda: torn.queries.delete(namespace="a", keys=[ids.key_of(25)]),
+        lambda: torn.queries.patch(ids.key_of(25), metadata=b"{}", namespace="a"),
+    ):
+        with pytest.raises(ShardDamaged):
+            call()

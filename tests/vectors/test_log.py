@@ -6,12 +6,16 @@ import threading
 import zlib
 
 import numpy as np
+import orjson
 import pytest
 from django.db import close_old_connections, connection
 
+from vectors import runtime
 from vectors.engine import ids
 from vectors.engine.filters import parse_filter
+from vectors.engine.namespace import NamespaceEngine
 from vectors.engine.operations import Kind
+from vectors.engine.shard import ShardEngine
 from vectors.errors import (
     CheckpointBehind,
     DimensionMismatch,
@@ -21,10 +25,11 @@ from vectors.errors import (
     StorageError,
     StorageFull,
     TokenLost,
+    TooLarge,
     VectorNotFound,
 )
 from vectors.models import LogEntry, Namespace, ShardHead
-from vectors.query_processor import RequestOptions, VectorBatch
+from vectors.query_processor import RequestOptions, SearchRequest, VectorBatch
 from vectors.store import log
 
 ON_SQLITE = connection.vendor == "sqlite"
@@ -367,6 +372,66 @@ def test_a_record_is_checked_with_where_it_stands():
 def _end_backend(pid):
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_terminate_backend(%s)", (pid,))
+
+
+def test_patches_do_not_grow_metadata_beyond_its_limit(shard, batch, settings):
+    settings.MLVDB_MAX_METADATA_BYTES = 100
+    shard.queries.upsert_many(batch(0, 1), namespace="a")
+    for key in ("x", "y"):
+        patch = orjson.dumps({key: 40 * "m"})
+        if key == "x":
+            shard.queries.patch(ids.key_of(0), metadata=patch, namespace="a")
+    with pytest.raises(TooLarge):
+        shard.queries.patch(ids.key_of(0), metadata=patch, namespace="a")
+    assert shard.queries.get(ids.key_of(0), namespace="a").value.metadata == b'{"n":0,"x":"' + 40 * b"m" + b'"}'
+
+
+def test_refused_writes_do_not_fill_the_memory_estimate(shard, batch, settings):
+    shard.queries.upsert_many(batch(0, 10), namespace="a")
+    settings.MLVDB_TAIL_HARD_BYTES = 1
+    settings.MLVDB_MEMORY_LIMIT = 200_000
+    for _ in range(50):
+        with pytest.raises(CheckpointBehind):
+            shard.queries.upsert_many(batch(10, 100), namespace="a")
+
+
+def test_an_apply_that_fails_is_no_failed_write_and_leaves_no_half_of_it(shard, batch, monkeypatch):
+    shard.queries.upsert_many(batch(0, 10), namespace="a")
+    append = NamespaceEngine._append
+
+    def no_memory(self, *args, **kwargs):
+        monkeypatch.setattr(NamespaceEngine, "_append", append)
+        raise MemoryError
+
+    monkeypatch.setattr(NamespaceEngine, "_append", no_memory)
+    result = shard.queries.patch(ids.key_of(3), metadata=b'{"x":1}', namespace="a")
+    assert result.seq
+    assert shard.queries.get(ids.key_of(3), namespace="a").value.metadata == b'{"n":3,"x":1}'
+    assert shard.served_digest("a") == shard.digest("a")
+
+
+def test_a_delete_whose_result_went_with_an_exchanged_engine_counts_what_was_there(shard, batch, monkeypatch):
+    shard.queries.upsert_many(batch(0, 10), namespace="a")
+    monkeypatch.setattr(runtime.ShardRuntime, "applied", lambda self, *args, **kwargs: None)
+    assert shard.queries.delete(namespace="a", keys=[ids.key_of(3), ids.key_of(77)]).count == 1
+
+
+def test_a_search_by_id_sees_the_row_in_the_state_it_searches(shard, batch, monkeypatch):
+    shard.queries.upsert_many(batch(0, 10, dimension=4), namespace="a")
+    engine = runtime.runtime().shard(shard.head.pk).opened.engine
+    view_and_places = ShardEngine.view_and_places
+
+    def recreate_after(self, *args):
+        found = view_and_places(self, *args)
+        monkeypatch.setattr(ShardEngine, "view_and_places", view_and_places)
+        shard.queries.namespace_drop("a")
+        shard.queries.upsert_many(batch(0, 10, dimension=6), namespace="a")
+        return found
+
+    monkeypatch.setattr(ShardEngine, "view_and_places", recreate_after)
+    answer = shard.queries.find_similar(SearchRequest(key=ids.key_of(3), top_k=1), namespace="a")
+    assert [(hit.key, len(hit.values)) for hit in answer.value] == [(ids.key_of(3), 4)]
+    assert engine.view("a").spec.dimension == 6
 
 
 class Background:

@@ -21,6 +21,7 @@ from mlvdb_site.http.parameters import (
 )
 from vectors.names import NAME_PATTERN, checked_namespace
 from vectors.query_processor.port import DEFAULT_OPTIONS, RequestOptions
+from vectors.tokens import parse_token
 
 DEFAULT_NAMESPACE: Final = "default"
 
@@ -161,5 +162,6 @@ def _tokens(text: str) -> dict[str, str]:
                 "min_seq must be label:value,label:value with each label once, as in the seq of a write",
                 field="min_seq",
             )
+        parse_token(token[2])
         tokens[token[1]] = token[2]
     return tokens

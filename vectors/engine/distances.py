@@ -155,6 +155,9 @@ def _products_in_float64(part: Part, rows: int, query: Query, chosen: np.ndarray
         stop = min(start + _CHUNK_ROWS, count)
         some = part.matrix[start:stop] if chosen is None else part.matrix[chosen[start:stop]]
         goodness[start:stop] = exact_scores(some, query)
-    if query.metric == "l2":
-        np.negative(goodness, out=goodness)
-    return Scan(goodness, 0.0)
+    if query.metric != "l2":
+        return Scan(goodness, 0.0)
+    # On the scale of the other path: rows of several parts are compared by goodness.
+    error = (goodness + query.squared_norm) * 2.0**-50
+    np.subtract(query.squared_norm, goodness, out=goodness)
+    return Scan(goodness, error)

@@ -73,6 +73,13 @@ class ShardEngine:
             uid = self._by_name.get(name)
             return None if uid is None else self._by_uid[uid].view()
 
+    def view_and_places(
+        self, name: str, keys: Sequence[bytes]
+    ) -> tuple[NamespaceView | None, list[tuple[Part, int] | None]]:
+        """Return the present state of a namespace and the places of keys in that same state."""
+        with self.lock:
+            return self.view(name), self.find_many(name, keys)
+
     def find_many(self, name: str, keys: Sequence[bytes]) -> list[tuple[Part, int] | None]:
         """Return part and row of each living key of a namespace."""
         with self.lock:

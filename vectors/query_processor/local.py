@@ -13,13 +13,14 @@ from django.conf import settings
 from vectors import services
 from vectors.engine import search
 from vectors.engine.filters import Filter
-from vectors.engine.namespace import NamespaceSpec
+from vectors.engine.namespace import NamespaceSpec, merged
 from vectors.engine.operations import Delete, Operation, Patch, encode
 from vectors.errors import (
     NamespaceNotFound,
     NotReady,
     ShardDamaged,
 )
+from vectors.query_processor.parsing import check_metadata_size
 from vectors.query_processor.port import (
     DEFAULT_OPTIONS,
     Answer,
@@ -60,7 +61,8 @@ _DROPPED_RETRIES = 3
 
 class _Committed(NamedTuple):
     position: log.Position
-    changed: int
+    changed: int | None
+    """Rows changed; None when this process has not seen it."""
 
 
 class LocalQueryProcessor:
@@ -93,7 +95,18 @@ class LocalQueryProcessor:
         """Write many rows in one log entry; of a repeated id the last wins."""
         keys = with_generated_keys(batch.keys, namespace, options.idempotency_key)
         shard = self._shard()
-        runtime().reserve_memory(batch.values.nbytes + sum(map(len, batch.metadata)) + _ROW_OVERHEAD_BYTES * len(keys))
+        size_bytes = batch.values.nbytes + sum(map(len, batch.metadata)) + _ROW_OVERHEAD_BYTES * len(keys)
+        with runtime().reserved_memory(size_bytes):
+            return self._upsert(shard, keys, batch, namespace, options)
+
+    def _upsert(
+        self,
+        shard: ShardRuntime,
+        keys: list[bytes],
+        batch: VectorBatch,
+        namespace: str,
+        options: RequestOptions,
+    ) -> WriteResult:
         operation = upsert_operation(keys, batch)
         dimension = int(batch.values.shape[1])
         for _attempt in range(_DROPPED_RETRIES):
@@ -113,11 +126,17 @@ class LocalQueryProcessor:
         """Merge a compact JSON object into a row's metadata."""
         shard = self._shard()
         opened = self._open(shard, options, write=True)
+        if opened.damage:
+            raise ShardDamaged(
+                f"shard {opened.head.label} has lost data and is read-only", detail={"shard": opened.head.label}
+            )
         spec = spec_of(opened.engine, namespace)
-        if opened.engine.find_many(namespace, [key])[0] is None:
+        place = opened.engine.find_many(namespace, [key])[0]
+        if place is None:
             raise unknown_vector(key)
+        check_metadata_size(len(merged(place[0].metadata[place[1]], metadata)), field="metadata")
         committed = self._commit(shard, spec, Patch([key], [metadata]), options)
-        if not committed.changed:
+        if committed.changed == 0:
             raise unknown_vector(key)
         return self._written(shard, [key], 1, committed.position)
 
@@ -132,6 +151,10 @@ class LocalQueryProcessor:
         """Delete by keys, or the rows that match a filter now and do not change until their deletion is logged."""
         shard = self._shard()
         opened = self._open(shard, options, write=True)
+        if opened.damage:
+            raise ShardDamaged(
+                f"shard {opened.head.label} has lost data and is read-only", detail={"shard": opened.head.label}
+            )
         spec = spec_of(opened.engine, namespace)
         resolved_at: int | None = None
         if keys is None:
@@ -146,7 +169,11 @@ class LocalQueryProcessor:
         for start in range(0, len(keys), settings.MLVDB_MAX_BATCH):
             some = keys[start : start + settings.MLVDB_MAX_BATCH]
             committed = self._commit(shard, spec, Delete(some, resolved_at), options)
-            deleted += committed.changed
+            if committed.changed is None:
+                # The engine was exchanged in between: as many as there were when the rows were looked for.
+                deleted += sum(place is not None for place in opened.engine.find_many(namespace, some))
+            else:
+                deleted += committed.changed
             position = committed.position
         return self._written(shard, keys, deleted, position)
 
@@ -317,7 +344,11 @@ class LocalQueryProcessor:
         if shard.appender.tail_bytes >= settings.MLVDB_TAIL_SOFT_BYTES:
             self._knock(shard)
         timeout_s = options.timeout_s or settings.MLVDB_WRITE_TIMEOUT_S
-        changed = shard.applied(position, namespace=spec.uid, operation=operation, timeout_s=timeout_s)
+        try:
+            changed = shard.applied(position, namespace=spec.uid, operation=operation, timeout_s=timeout_s)
+        except NotReady:
+            # It is committed, and the next read applies it: an error would say that it was not.
+            changed = None
         return _Committed(position, changed)
 
     def _knock(self, shard: ShardRuntime) -> None:
@@ -339,8 +370,8 @@ class LocalQueryProcessor:
 
     def _written(self, shard: ShardRuntime, keys: Sequence[bytes], count: int, position: log.Position) -> WriteResult:
         opened = shard.opened
-        assert opened is not None
-        head = opened.head
+        head = log.read_head(shard.shard_id) if opened is None else opened.head
+        assert head is not None
         return WriteResult(keys, count, {head.label: token_of(head.uid, term=position.term, seq=position.seq)})
 
     def _search(
@@ -348,11 +379,18 @@ class LocalQueryProcessor:
     ) -> Answer[list[list[Hit]]]:
         started = time.perf_counter()
         opened, account = self._open_for_read(options, partial=True)
-        view = opened.engine.view(namespace)
+        keys = [request.key for request in requests if request.key is not None]
+        view, places = opened.engine.view_and_places(namespace, keys)
         if view is None:
             return Answer([[] for _ in requests], [account])
+        where = dict(zip(keys, places, strict=True))
         wanteds = [
-            wanted_search(request, view, opened.engine, f"searches[{number}]." if is_batch else "")
+            wanted_search(
+                request,
+                view,
+                None if request.key is None else where[request.key],
+                prefix=f"searches[{number}]." if is_batch else "",
+            )
             for number, request in enumerate(requests)
         ]
         results = [search.search(view, wanteds[0])] if len(wanteds) == 1 else search.search_batch(view, wanteds)

@@ -24,16 +24,21 @@ def metadata_of(value: Mapping[str, Any] | None, *, field: str) -> bytes:
         text = orjson.dumps(dict(value), default=_plain, option=orjson.OPT_SERIALIZE_NUMPY)
     except TypeError as error:
         raise InvalidInput(f"metadata cannot be kept as JSON: {error}", field=field) from None
-    if len(text) > settings.MLVDB_MAX_METADATA_BYTES:
-        raise TooLarge(
-            f"metadata has at most {settings.MLVDB_MAX_METADATA_BYTES} bytes as JSON, got {len(text)}",
-            field=field,
-            detail={"limit_bytes": settings.MLVDB_MAX_METADATA_BYTES, "got": len(text)},
-        )
+    check_metadata_size(len(text), field=field)
     # orjson writes NaN and infinity as null.
     if b"null" in text and _has_non_finite(value):
         raise InvalidInput("metadata must hold finite numbers", field=field)
     return text
+
+
+def check_metadata_size(size_bytes: int, *, field: str) -> None:
+    """Raise TooLarge when a row's metadata would have more bytes as JSON than it may."""
+    if size_bytes > settings.MLVDB_MAX_METADATA_BYTES:
+        raise TooLarge(
+            f"metadata has at most {settings.MLVDB_MAX_METADATA_BYTES} bytes as JSON, got {size_bytes}",
+            field=field,
+            detail={"limit_bytes": settings.MLVDB_MAX_METADATA_BYTES, "got": size_bytes},
+        )
 
 
 def filter_of(value: object, *, field: str = "filter") -> Filter:

@@ -10,6 +10,7 @@ from vectors.engine import ids, search
 from vectors.engine.distances import Query
 from vectors.engine.namespace import NamespaceSpec, NamespaceView
 from vectors.engine.operations import Upsert
+from vectors.engine.parts import Part
 from vectors.engine.shard import ShardEngine
 from vectors.errors import DimensionMismatch, NamespaceNotFound, TokenLost, VectorNotFound
 from vectors.query_processor.port import Hit, NamespaceInfo, RequestOptions, SearchRequest, VectorBatch
@@ -46,16 +47,17 @@ def upsert_operation(keys: list[bytes], batch: VectorBatch) -> Upsert:
     )
 
 
-def wanted_search(request: SearchRequest, view: NamespaceView, engine: ShardEngine, prefix: str) -> search.Wanted:
-    """Return what a search asks of the engine; raise DimensionMismatch, or VectorNotFound for an unknown id.
+def wanted_search(
+    request: SearchRequest, view: NamespaceView, place: tuple[Part, int] | None, *, prefix: str
+) -> search.Wanted:
+    """Return what a search asks of the engine; `place` is where the row is that it searches by, in the same state.
 
-    `prefix` stands before the names of fields in errors.
+    `prefix` stands before the names of fields in errors. Raise DimensionMismatch, or VectorNotFound for an unknown id.
     """
     spec = view.spec
     values = request.query
     if values is None:
         assert request.key is not None
-        place = engine.find_many(spec.name, [request.key])[0]
         if place is None:
             raise unknown_vector(request.key, field=prefix + "id")
         values = place[0].matrix[place[1]]

@@ -97,16 +97,16 @@ def _run(head: ShardHead, lease: leases.Lease) -> CheckpointResult | None:
     if opened.damage:
         raise ShardDamaged(f"shard {head.label} has lost data; its tail is kept as it is", detail=opened.damage)
     if opened.engine.seq == opened.manifest.seq:
-        _clean(head, opened.manifest)
+        _clean(head, opened.manifest, lease)
         return None
-    writer = _Writer(opened)
+    writer = _Writer(opened, lease.token)
     try:
         manifest = writer.write()
         _commit(head, opened, manifest, lease)
     except BaseException:
         writer.discard()
         raise
-    _clean(head, manifest)
+    _clean(head, manifest, lease)
     result = CheckpointResult(
         shard=head.label,
         seq=manifest.seq,
@@ -132,8 +132,9 @@ def _run(head: ShardHead, lease: leases.Lease) -> CheckpointResult | None:
 class _Writer:
     """Writes the segments of one checkpoint, and can take them back."""
 
-    def __init__(self, opened: recovery.OpenShard) -> None:
+    def __init__(self, opened: recovery.OpenShard, token: int) -> None:
         self._opened = opened
+        self._token = token
         self.written: list[tuple[str, SegmentRecord]] = []
 
     def write(self) -> ManifestRecord:
@@ -165,7 +166,7 @@ class _Writer:
         rows = _rows_in_key_order(sources)
         if rows:
             directory = segment_directory(self._opened.head.uid, namespace.spec.uid)
-            record = write_segment(directory, rows=rows, dimension=namespace.spec.dimension)
+            record = write_segment(directory, rows=rows, dimension=namespace.spec.dimension, token=self._token)
             self.written.append((namespace.spec.uid, record))
             kept.append(record)
         return kept
@@ -174,7 +175,7 @@ class _Writer:
         if part.dead == record.deleted_rows:
             return record
         directory = segment_directory(self._opened.head.uid, namespace.spec.uid) / record.uid
-        name, stamp = write_deleted(directory, seq=self._opened.engine.seq, deleted=~part.living)
+        name, stamp = write_deleted(directory, seq=self._opened.engine.seq, deleted=~part.living, token=self._token)
         return SegmentRecord(record.uid, record.rows, record.dimension, record.files, name, stamp, part.dead)
 
 
@@ -227,10 +228,11 @@ def _commit(head: ShardHead, opened: recovery.OpenShard, manifest: ManifestRecor
         )
 
 
-def _clean(head: ShardHead, manifest: ManifestRecord) -> None:
+def _clean(head: ShardHead, manifest: ManifestRecord, lease: leases.Lease) -> None:
     """Remove what no reader needs: covered log entries, older manifests, files that the kept manifests do not list.
 
-    The manifest before this one is kept, since a process may be opening it now.
+    The manifest before this one is kept, since a process may be opening it now. Files are removed only where a lease
+    before this one wrote them: whoever took this lease over may be writing, and what it writes is not listed yet.
     """
     _prune_log(head, manifest.seq)
     Manifest.objects.filter(shard_id=head.pk, number__lte=manifest.number - _MANIFESTS_KEPT).delete()
@@ -243,7 +245,7 @@ def _clean(head: ShardHead, manifest: ManifestRecord) -> None:
     root = segment_directory(head.uid, "").resolve()
     if root.is_dir():
         for directory in root.iterdir():
-            remove_unlisted(directory, keep=listed.get(directory.name, {}))
+            remove_unlisted(directory, keep=listed.get(directory.name, {}), below=lease.token)
 
 
 def _prune_log(head: ShardHead, through: int) -> None:

@@ -15,7 +15,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -101,6 +101,7 @@ _READ_AFTER = (
     " WHERE shard_id = %s AND seq > %s AND seq <= %s ORDER BY seq"
 )
 _FETCHED_ROWS = 16
+_LOOK_AGAIN_S = 0.05
 
 
 @storage_faults()
@@ -193,16 +194,17 @@ class Appender:
         waiting = _Waiting(namespace, kind, rows, payload, zlib.crc32(payload))
         with self._queue_lock:
             self._queue.append(waiting)
-        if not self._commit_lock.acquire(timeout=settings.MLVDB_DATABASE_TIMEOUT_S):
-            if self._withdraw(waiting):
+        deadline = time.monotonic() + settings.MLVDB_DATABASE_TIMEOUT_S
+        # Whoever holds the lock may be committing this write along with its own.
+        while not waiting.done:
+            if self._commit_lock.acquire(timeout=_LOOK_AGAIN_S):
+                try:
+                    while not waiting.done:
+                        self._commit(self._take())
+                finally:
+                    self._commit_lock.release()
+            elif time.monotonic() > deadline and self._withdraw(waiting):
                 raise StorageBusy("other writes hold the log for too long", retry_after_s=1)
-            self._commit_lock.acquire()
-        try:
-            # Whoever held the lock before may have committed this write along with its own.
-            while not waiting.done:
-                self._commit(self._take())
-        finally:
-            self._commit_lock.release()
         if waiting.error is not None:
             raise waiting.error
         assert waiting.position is not None
@@ -300,11 +302,22 @@ def append_transaction(shard_id: int) -> Iterator[OpenLog]:
         log.close()
 
 
-class _Line(threading.local):
-    """The open lock file of each thread: flock belongs to an open file, so threads must not share one."""
+class _LockFile:
+    """An open lock file; closed when its thread ends and lets go of it."""
 
-    descriptor: int | None = None
-    opened: tuple[int, Path] | None = None
+    def __init__(self, path: Path) -> None:
+        self.opened = (os.getpid(), path)
+        self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def __del__(self) -> None:
+        with suppress(OSError, AttributeError):
+            os.close(self.descriptor)
+
+
+class _Line(threading.local):
+    """The lock file of each thread: flock belongs to an open file, so threads must not share one."""
+
+    file: _LockFile | None = None
 
 
 _line = _Line()
@@ -315,17 +328,15 @@ def _writers_in_line() -> Iterator[None]:
     if connection.vendor != "sqlite":
         yield
         return
-    wanted = (os.getpid(), settings.NODE_FILES.append_lock)
-    if _line.descriptor is None or _line.opened != wanted:
-        if _line.descriptor is not None:
-            os.close(_line.descriptor)
-        _line.descriptor = os.open(wanted[1], os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        _line.opened = wanted
+    path = settings.NODE_FILES.append_lock
+    file = _line.file
+    if file is None or file.opened != (os.getpid(), path):
+        file = _line.file = _LockFile(path)
     deadline = time.monotonic() + settings.MLVDB_DATABASE_TIMEOUT_S
     pause_s = 0.00005
     while True:
         try:
-            fcntl.flock(_line.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
         except BlockingIOError:
             # A lock with a deadline: flock itself would wait for a stopped process for ever.
@@ -336,4 +347,4 @@ def _writers_in_line() -> Iterator[None]:
     try:
         yield
     finally:
-        fcntl.flock(_line.descriptor, fcntl.LOCK_UN)
+        fcntl.flock(file.descriptor, fcntl.LOCK_UN)

@@ -88,10 +88,11 @@ def open_shard(
         if head is None:
             raise LogGap(f"shard copy {shard_id} is not on this node")
         try:
-            opened = _open(head, budget=budget, progress=progress)
-            if replay:
-                catch_up(opened, progress=progress)
-            return opened
+            with storage_faults():
+                opened = _open(head, budget=budget, progress=progress)
+                if replay:
+                    catch_up(opened, progress=progress)
+                return opened
         except (Manifest.DoesNotExist, LogGap):
             # A newer checkpoint removed the manifest, files or entries this attempt was reading: take that one.
             continue

@@ -11,18 +11,20 @@ A segment is a directory with one file per array:
     hashes.u64.npy, hash_rows.u32.npy  hashes of the keys in order, and the row of each
     index/                        the search index of the segment, when it has one
 
-Later deletions are a new `deleted.<seq>.npy` (one bit per row) that the manifest names. A directory appears under its
-name only when all its files are on disk.
+Later deletions are a new `deleted.<seq>.<token>.npy` (one bit per row) that the manifest names. A directory appears
+under its name only when all its files are on disk. Small files are read, the others mapped.
 """
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import shutil
 import uuid
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -38,6 +40,11 @@ from vectors.errors import CorruptSegment
 
 _CHUNK_ROWS = 8192
 _READ_BYTES = 4 * 1024 * 1024
+_TOKEN_DIGITS = 8
+_BUILDING = ".building-"
+# A mapping holds a file descriptor and one of the system's few map entries: small files are read instead.
+_MAP_FROM_BYTES = 128 * 1024
+_LOST = frozenset({errno.ENOENT, errno.EIO, errno.ENOTDIR, errno.EISDIR})
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,14 +97,14 @@ class SegmentRecord:
 Rows = Sequence[tuple[Part, int]]
 
 
-def write_segment(parent: Path, *, rows: Rows, dimension: int) -> SegmentRecord:
+def write_segment(parent: Path, *, rows: Rows, dimension: int, token: int) -> SegmentRecord:
     """Write the `rows` (already in key order) as a new segment below `parent` and return its record.
 
-    On an error, a full disk say, nothing of it stays.
+    The uid begins with the writer's lease token. On an error, a full disk say, nothing of it stays.
     """
-    uid = uuid.uuid4().hex
-    parent.mkdir(parents=True, exist_ok=True)
-    building = parent / f".building-{uid}"
+    uid = f"{token:0{_TOKEN_DIGITS}x}{uuid.uuid4().hex[_TOKEN_DIGITS:]}"
+    _make_directories(parent)
+    building = parent / f"{_BUILDING}{uid}"
     building.mkdir()
     try:
         files = _write_files(building, rows, dimension)
@@ -110,9 +117,9 @@ def write_segment(parent: Path, *, rows: Rows, dimension: int) -> SegmentRecord:
     return SegmentRecord(uid, len(rows), dimension, files)
 
 
-def write_deleted(directory: Path, *, seq: int, deleted: np.ndarray) -> tuple[str, FileStamp]:
+def write_deleted(directory: Path, *, seq: int, deleted: np.ndarray, token: int) -> tuple[str, FileStamp]:
     """Write the deletions (n,) bool of a segment as of `seq`; return the file's name and stamp."""
-    name = f"deleted.{seq}.npy"
+    name = f"deleted.{seq}.{token:x}.npy"
     temporary = directory / f".{name}-{uuid.uuid4().hex}"
     try:
         stamp = _write_array(temporary, np.packbits(deleted))
@@ -140,9 +147,10 @@ def open_segment(
     deleted = None
     if record.deleted is not None and record.deleted_stamp is not None:
         check_file(directory / record.deleted, record.deleted_stamp, progress=progress)
-        bits = np.load(directory / record.deleted, allow_pickle=False)
-        deleted = np.unpackbits(bits, count=record.rows).astype(bool)
     try:
+        if record.deleted is not None:
+            bits = np.load(directory / record.deleted, allow_pickle=False)
+            deleted = np.unpackbits(bits, count=record.rows).astype(bool)
         part = FrozenPart(
             uid=record.uid,
             matrix=_map_array(directory / "vectors.f32.npy"),
@@ -156,7 +164,7 @@ def open_segment(
             deleted=deleted,
             budget=budget,
         )
-    except (OSError, ValueError) as error:
+    except (FileNotFoundError, ValueError) as error:
         raise CorruptSegment(f"segment {record.uid}: {error}", detail={"segment": record.uid}) from error
     if part.matrix.shape != (record.rows, record.dimension):
         raise CorruptSegment(f"segment {record.uid} has another shape", detail={"segment": record.uid})
@@ -184,6 +192,9 @@ def check_file(path: Path, stamp: FileStamp, *, progress: Callable[[int], None] 
                 if progress is not None:
                     progress(count)
     except OSError as error:
+        if error.errno not in _LOST:
+            # Too many open files, no memory: this process cannot read it now, which says nothing about the file.
+            raise
         raise CorruptSegment(f"{path.name} of segment {path.parent.name}: {error.strerror}", detail=where) from error
     if size != stamp.size:
         raise CorruptSegment(
@@ -193,26 +204,48 @@ def check_file(path: Path, stamp: FileStamp, *, progress: Callable[[int], None] 
         raise CorruptSegment(f"the checksum of {path.name} of segment {path.parent.name} is wrong", detail=where)
 
 
-def remove_unlisted(parent: Path, *, keep: Mapping[str, set[str]]) -> int:
-    """Remove segment directories below `parent` that `keep` ({segment uid: names of deletion files}) does not list, old
-    deletion files, and what a killed build left; return how many paths went."""
+def remove_unlisted(parent: Path, *, keep: Mapping[str, set[str]], below: int) -> int:
+    """Remove segments below `parent` and deletion files that `keep` ({segment uid: names of deletion files}) does not
+    list; return how many paths went.
+
+    Only what a holder of a lease before `below` wrote: a cleaner that was overtaken while it slept leaves alone what
+    its successor has written and not yet listed.
+    """
     removed = 0
     if not parent.is_dir():
         return 0
     for directory in parent.iterdir():
-        if directory.name not in keep:
-            shutil.rmtree(directory, ignore_errors=True)
-            removed += 1
+        uid = directory.name.removeprefix(_BUILDING)
+        if uid not in keep or uid != directory.name:
+            if _token_of(uid[:_TOKEN_DIGITS]) < below:
+                shutil.rmtree(directory, ignore_errors=True)
+                removed += 1
             continue
-        for path in directory.iterdir():
-            if path.name.startswith(".deleted.") or (
-                path.name.startswith("deleted.") and path.name not in keep[directory.name]
-            ):
+        for path in directory.glob("*deleted.*"):
+            token = _token_of(path.name.lstrip(".").split(".")[2])
+            if path.name not in keep[uid] and token < below:
                 path.unlink(missing_ok=True)
                 removed += 1
-    if not any(parent.iterdir()):
+    with suppress(OSError):
+        # Fails, as it should, while something is in it.
         parent.rmdir()
     return removed
+
+
+def _token_of(text: str) -> int:
+    try:
+        return int(text, 16)
+    except ValueError:
+        return 0
+
+
+def _make_directories(path: Path) -> None:
+    """Make a directory and those above it, each on disk in its parent before anything is in it."""
+    if path.is_dir():
+        return
+    _make_directories(path.parent)
+    path.mkdir(exist_ok=True)
+    _sync_directory(path.parent)
 
 
 def _write_files(directory: Path, rows: Rows, dimension: int) -> dict[str, FileStamp]:
@@ -326,17 +359,15 @@ def _write_rows(path: Path, chunks: Iterable[np.ndarray], *, shape: tuple[int, .
 
 
 def _map_array(path: Path) -> np.ndarray:
-    try:
-        # A plain view: slices of a memmap object cost several times those of an array.
-        return np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
-    except ValueError:
-        # An empty array cannot be mapped.
+    if path.stat().st_size < _MAP_FROM_BYTES:
         return np.load(path, allow_pickle=False)
+    # A plain view: slices of a memmap object cost several times those of an array.
+    return np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
 
 
 def _map_bytes(path: Path) -> np.ndarray:
-    if path.stat().st_size == 0:
-        return np.empty(0, dtype=np.uint8)
+    if path.stat().st_size < _MAP_FROM_BYTES:
+        return np.frombuffer(path.read_bytes(), dtype=np.uint8)
     return np.memmap(path, dtype=np.uint8, mode="r").view(np.ndarray)
 
 

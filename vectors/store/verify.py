@@ -22,6 +22,7 @@ from vectors.store.manifests import read_manifest, segment_directory
 from vectors.store.segment_files import check_file
 
 _CHUNK_ROWS = 8192
+_ATTEMPTS = 4
 
 
 @dataclass(slots=True)
@@ -39,9 +40,19 @@ class Verification:
 def verify_shard(head: ShardHead, *, tell: Callable[[str], None] = lambda line: None) -> Verification:
     """Check one shard copy, reading everything; changes nothing and may run beside a serving node.
 
-    Raise WrongNode, and StorageError and the like.
+    What it finds while a checkpoint removes entries and files is looked at again. Raise WrongNode, and StorageError
+    and the like.
     """
     recovery.check_node(head.pk)
+    for _attempt in range(_ATTEMPTS):
+        result, manifest = _verify(head, tell)
+        now = log.read_head(head.pk)
+        if not result.findings or now is None or now.manifest == manifest:
+            break
+    return result
+
+
+def _verify(head: ShardHead, tell: Callable[[str], None]) -> tuple[Verification, int]:
     current = log.read_head(head.pk)
     assert current is not None
     result = Verification(current.label, current.last_seq)
@@ -51,14 +62,14 @@ def verify_shard(head: ShardHead, *, tell: Callable[[str], None] = lambda line: 
     result.findings.extend(_check_log(current, result))
     result.findings.extend(_check_files(current, result))
     if result.findings:
-        return result
+        return result, current.manifest
     opened = recovery.open_shard(head.pk)
     tell(f"{current.label}: {result.entries} log entries and {result.files} files are intact")
     for namespace in opened.engine.namespaces():
         result.findings.extend(_check_namespace(namespace))
         result.digests[namespace.spec.name] = view_digest(namespace.view())
     result.findings.extend(_check_registry(head, opened))
-    return result
+    return result, current.manifest
 
 
 def _check_log(head: log.Head, result: Verification) -> Iterator[str]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from argparse import ArgumentParser
 from typing import Any
 
+from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError
+from django.db import connection
 
 from mlvdb_site.keys import key_create
-from mlvdb_site.models import Scope
+from mlvdb_site.models import ApiKey, Scope
 
 
 class Command(BaseCommand):
@@ -29,6 +31,9 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Print the key on standard output and nothing else there, so that a script can take it."""
+        if ApiKey._meta.db_table not in connection.introspection.table_names():
+            # A node that is to listen on another address than loopback needs its first key before its first start.
+            call_command("migrate", verbosity=0)
         try:
             key, text = key_create(name=options["name"], scopes=options["scopes"] or [Scope.READ.value])
         except ValueError as error:

@@ -56,6 +56,8 @@ def _row(setting: Setting) -> str:
     kind = " · ".join(f"`{word}`" for word in setting.choices) or _KINDS[setting.kind]
     if setting.minimum is not None:
         kind += f", at least {setting.minimum:g}"
+    if setting.maximum is not None:
+        kind += f", at most {setting.maximum:g}"
     return f"| `{setting.name}` | {kind} | {_default(setting)} | {setting.help} |\n"
 
 

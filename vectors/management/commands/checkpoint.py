@@ -11,6 +11,7 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from vectors.errors import MLVectorDBError
+from vectors.management.presence import require_node
 from vectors.models import MaintenanceLease, ShardHead
 from vectors.store.checkpoint import checkpoint_run
 
@@ -35,6 +36,7 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, shard: str | None = None, wait: float = 60.0, **options: Any) -> None:
         """Checkpoint and report."""
+        require_node()
         heads = ShardHead.objects.order_by("label")
         if shard is not None:
             heads = heads.filter(label=shard)

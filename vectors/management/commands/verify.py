@@ -7,6 +7,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from vectors.errors import StorageError, WrongNode
+from vectors.management.presence import require_node
 from vectors.models import ShardHead
 from vectors.store.verify import verify_shard
 
@@ -25,6 +26,7 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, shard: str | None = None, **options: Any) -> None:
         """Check and report."""
+        require_node()
         heads = ShardHead.objects.order_by("label")
         if shard is not None:
             heads = heads.filter(label=shard)
