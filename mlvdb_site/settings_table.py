@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 TRUE_WORDS = frozenset({"1", "true", "yes", "on"})
 FALSE_WORDS = frozenset({"", "0", "false", "no", "off"})
@@ -78,6 +79,14 @@ def database_url(text: str) -> str:
     return text
 
 
+def base_url(text: str) -> str:
+    """Read the URL of a node: scheme and host, nothing behind the port."""
+    parts = urlsplit(text.strip())
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or parts.query:
+        raise ValueError("must be a URL such as http://10.0.0.5:8000")
+    return text.strip().rstrip("/")
+
+
 def words(text: str) -> tuple[str, ...]:
     """Read a comma-separated list."""
     return tuple(word.strip() for word in text.split(",") if word.strip())
@@ -113,7 +122,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("MLVDB_THREADS", whole, 8, "Request threads in each web worker.", minimum=1),
     Setting("MLVDB_LOG_LEVEL", str, "info", "Level of the node's log.", choices=("debug", "info", "warning", "error", "critical")),
     Setting("MLVDB_RELOAD", boolean, False, "Start the web workers, Celery workers and beat again when the code changes."),
-    Setting("MLVDB_ADVERTISE_URL", str, "", "URL under which other nodes reach this one."),
+    Setting("MLVDB_ADVERTISE_URL", base_url, "", "URL under which other nodes reach this one."),
     Setting("MLVDB_BROKER_URL", str, "", "Redis or Valkey URL for Celery; empty: the node runs a private one."),
     Setting("MLVDB_BROKER_TIMEOUT_S", number, 0.5, "Connect and read timeout of a publish to the broker.", minimum=0.01),
     Setting("DATABASE_URL", database_url, "", "postgres://… to keep registry and log in PostgreSQL; empty: an SQLite file in the data dir."),

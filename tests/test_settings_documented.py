@@ -34,6 +34,8 @@ def test_every_setting_has_a_name_of_its_own_and_a_sentence() -> None:
         ("MLVDB_PORT", "http"),
         ("MLVDB_PORT", "0"),
         ("MLVDB_PORT", "70000"),
+        ("MLVDB_ADVERTISE_URL", "notaurl"),
+        ("MLVDB_ADVERTISE_URL", "http://host:8000/path"),
         ("MLVDB_MAX_BODY_BYTES", "64x"),
         ("MLVDB_BROKER_TIMEOUT_S", "nan"),
         ("MLVDB_DURABILITY", "sometimes"),

@@ -8,7 +8,18 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand
 
-from mlvdb_site.settings_table import MIB, SETTINGS, Setting, boolean, database_url, number, size_bytes, whole, words
+from mlvdb_site.settings_table import (
+    MIB,
+    SETTINGS,
+    Setting,
+    base_url,
+    boolean,
+    database_url,
+    number,
+    size_bytes,
+    whole,
+    words,
+)
 
 _KINDS = {
     str: "text",
@@ -17,6 +28,7 @@ _KINDS = {
     boolean: "true or false",
     size_bytes: "size",
     words: "comma-separated list",
+    base_url: "URL",
     database_url: "URL",
 }
 _HEAD = """# Settings
