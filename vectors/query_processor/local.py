@@ -56,7 +56,6 @@ logger = logging.getLogger(__name__)
 
 _KNOCK_INTERVAL_S = 1.0
 _ROW_OVERHEAD_BYTES = 160
-_DROPPED_RETRIES = 3
 
 
 class _Committed(NamedTuple):
@@ -109,16 +108,18 @@ class LocalQueryProcessor:
     ) -> WriteResult:
         operation = upsert_operation(keys, batch)
         dimension = int(batch.values.shape[1])
-        for _attempt in range(_DROPPED_RETRIES):
+        deadline = time.monotonic() + (options.timeout_s or settings.MLVDB_WRITE_TIMEOUT_S)
+        while True:
             try:
                 spec = self._spec_for_write(shard, namespace, dimension, options)
                 committed = self._commit(shard, spec, operation, options)
             except NamespaceNotFound:
                 # Dropped between the look and the append: the next look makes it anew.
+                if time.monotonic() > deadline:
+                    raise NotReady(f"namespace {namespace} is being dropped all the time", retry_after_s=1) from None
                 self._open(shard, options, write=True)
                 continue
             return self._written(shard, keys, len(keys), committed.position)
-        raise NotReady(f"namespace {namespace} is being dropped again and again", retry_after_s=1)
 
     def patch(
         self, key: bytes, *, metadata: bytes, namespace: str, options: RequestOptions = DEFAULT_OPTIONS
