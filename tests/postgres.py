@@ -6,6 +6,7 @@ It is as durable as a real one (fsync on), trusts everyone on this machine, and 
 from __future__ import annotations
 
 import functools
+import contextlib
 import os
 import pwd
 import shutil
@@ -142,12 +143,14 @@ class PostgresServer:
     def freeze(self) -> None:
         """Stop all of its processes where they are: connections stay, nobody answers."""
         for pid in self._pids():
-            os.kill(pid, signal.SIGSTOP)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
 
     def thaw(self) -> None:
         """Let them go on."""
         for pid in self._pids():
-            os.kill(pid, signal.SIGCONT)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
     def database(self) -> str:
         """Make a new database and return its URL."""
