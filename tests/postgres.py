@@ -5,8 +5,8 @@ It is as durable as a real one (fsync on), trusts everyone on this machine, and 
 
 from __future__ import annotations
 
-import functools
 import contextlib
+import functools
 import os
 import pwd
 import shutil
