@@ -156,11 +156,29 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("MLVDB_CHECKPOINT_GRACE_S", number, 5.0, "How long the broker has to get a due checkpoint started before `serve` runs it itself.", minimum=0),
     Setting("MLVDB_SEGMENT_TIER", whole, 4, "Segments of one size tier that are merged into one of the next.", minimum=2),
     Setting("MLVDB_SEGMENT_MAX_BYTES", size_bytes, 4096 * MIB, "Vector bytes beyond which a segment is merged no more.", minimum=1024),
-    Setting("MLVDB_LEASE_S", number, 15.0, "Time without a heartbeat after which a maintenance lease may be taken over.", minimum=0.2),
+    Setting("MLVDB_LEASE_S", number, 15.0, "Time without a heartbeat after which a lease may be taken over.", minimum=0.2),
     Setting("MLVDB_LOG_PRUNE_BYTES", size_bytes, 8 * MIB, "Log bytes removed in one transaction after a checkpoint.", minimum=1024),
     Setting("MLVDB_IDLE_CATCH_UP_S", number, 0.5, "Interval at which an idle worker catches up with the log.", minimum=0.05),
     Setting("MLVDB_FILTER_CACHE_BYTES", size_bytes, 256 * MIB, "Filter columns and masks kept in each worker.", minimum=0),
     Setting("MLVDB_COMMIT_GROUP_BYTES", size_bytes, 8 * MIB, "Payload bytes that waiting writes of one worker may share in one commit.", minimum=1024),
+    Setting("MLVDB_PIN_S", number, 600.0, "Time without a sign of its holder after which a pin on log and files is ignored.", minimum=0.2),
+    Setting("MLVDB_LOG_RETENTION_BYTES", size_bytes, 1024 * MIB, "Log bytes kept beyond a checkpoint for replicas that are behind; a replica behind that gets a full sync.", minimum=0),
+    # Replication: the flags of `serve`.
+    Setting("MLVDB_ENABLE_REPLICATION", str, "", "primary: this node may have replicas; replica: it registers itself with MLVDB_PRIMARY_URL. What the data dir holds wins.", choices=("primary", "replica")),
+    Setting("MLVDB_REPLICA_NAME", str, "", "Name under which a node started as replica registers itself."),
+    Setting("MLVDB_PRIMARY_URL", base_url, "", "URL of the primary with which a node started as replica registers itself."),
+    # Between nodes.
+    Setting("MLVDB_CLUSTER_SECRET", str, "", "Shared secret that signs requests between nodes; empty: nodes talk over loopback only."),
+    Setting("MLVDB_PEER_CONNECT_TIMEOUT_S", number, 1.0, "Connect timeout of a request to another node.", minimum=0.01),
+    Setting("MLVDB_PEER_TIMEOUT_S", number, 5.0, "Longest wait for the whole answer of another node, where no request's deadline is nearer.", minimum=0.05),
+    Setting("MLVDB_PROBE_TIMEOUT_S", number, 0.8, "Connect and answer timeout of a health probe.", minimum=0.05),
+    Setting("MLVDB_SLICE_BYTES", size_bytes, 8 * MIB, "Log bytes sent to a replica in one request.", minimum=1024),
+    Setting("MLVDB_SYNC_CHUNK_BYTES", size_bytes, 8 * MIB, "Bytes of a segment file sent in one request of a full sync.", minimum=1024, maximum=64 * MIB),
+    Setting("MLVDB_INLINE_SHIP_BYTES", size_bytes, 8 * MIB, "Log bytes a waiting write sends to a replica itself; beyond it waits for the background sender.", minimum=1024),
+    Setting("MLVDB_BACKOFF_MAX_SWEEPS", whole, 15, "Most sweeps for which a replica that failed again and again is left alone.", minimum=0),
+    Setting("MLVDB_HEDGE_AFTER_S", number, 0.1, "How late a copy may be with a read before another is asked as well.", minimum=0.001),
+    Setting("MLVDB_STALE_AFTER_S", number, 15.0, "How long a replica may not have heard from its primary before its answers say that their lag is unknown.", minimum=0.5),
+    Setting("MLVDB_HEALTH_HISTORY", whole, 20_000, "Probes kept as history of each replica.", minimum=10),
 )
 
 BY_NAME: dict[str, Setting] = {setting.name: setting for setting in SETTINGS}

@@ -178,6 +178,6 @@ class CorruptSegment(LogError):
 
 
 class LeaseLost(LogError):
-    """Raised when the maintenance lease was taken over while its holder worked; nothing was committed."""
+    """Raised when a lease was taken over while its holder worked; nothing was committed."""
 
     code = "lease_lost"

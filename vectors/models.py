@@ -1,4 +1,4 @@
-"""The rows of one node: shard heads, their logs and manifests, namespaces, maintenance leases.
+"""The rows of one node: shard heads, their logs, terms and manifests, namespaces, pins and leases.
 
 These rows are written by `vectors.store` and `vectors.services` alone; the log's hot path is plain SQL in
 `vectors.store.log`, over the tables declared here.
@@ -30,13 +30,17 @@ class ShardHead(models.Model):
     node = models.CharField(
         max_length=32, default=_this_node, editable=False, help_text="Id of the node whose data dir has the segments."
     )
-    term = models.BigIntegerField(default=1)
+    term = models.BigIntegerField(default=1, help_text="Term of the newest entry.")
+    promised_term = models.BigIntegerField(
+        default=1, help_text="The highest term this copy has heard of or voted for; older ones are refused."
+    )
+    is_primary = models.BooleanField(default=True, help_text="Whether this copy orders the writes of its shard.")
     last_seq = models.BigIntegerField(default=0)
     incarnation = models.BigIntegerField(default=1, help_text="Changes when the log is cut back or refilled.")
     manifest = models.BigIntegerField(default=0, help_text="Number of the current manifest; 0: none yet.")
     manifest_seq = models.BigIntegerField(default=0, help_text="Operations up to this seq are in segments.")
     tail_bytes = models.BigIntegerField(default=0, help_text="Payload bytes after manifest_seq.")
-    knocked = models.BooleanField(default=False)
+    knocked = models.BooleanField(default=False, help_text="Whether the senders have been told of new entries.")
     damage = models.JSONField(null=True, blank=True, help_text="What is corrupt; writes are refused while set.")
     created_at = models.DateTimeField(auto_now_add=True)
 
@@ -125,13 +129,54 @@ class Namespace(models.Model):
         return self.name
 
 
-class MaintenanceLease(models.Model):
-    """Who may checkpoint a shard: an owner, a fencing token, and a counter that the owner bumps while it works."""
+class ShardTerm(models.Model):
+    """Where a term begins in a shard's log: the seq of its first entry. Kept when the entry itself is pruned."""
 
-    shard = models.OneToOneField(ShardHead, on_delete=models.CASCADE, related_name="lease")
+    shard = models.ForeignKey(ShardHead, on_delete=models.CASCADE, related_name="terms")
+    term = models.BigIntegerField()
+    first_seq = models.BigIntegerField()
+
+    class Meta:
+        ordering = ["term"]
+        constraints = [models.UniqueConstraint(fields=["shard", "term"], name="shard_term")]
+
+    def __str__(self) -> str:
+        return f"{self.shard_id}: term {self.term} from seq {self.first_seq}"
+
+
+class Pin(models.Model):
+    """What pruning must leave: log entries after `seq`, and the files of manifest `manifest` (0: no files).
+
+    The holder bumps `beats`; a pin that is seen unchanged for MLVDB_PIN_S is ignored, and MLVDB_LOG_RETENTION_BYTES
+    bounds what pins may keep.
+    """
+
+    shard = models.ForeignKey(ShardHead, on_delete=models.CASCADE, related_name="pins")
+    holder = models.CharField(max_length=128)
+    seq = models.BigIntegerField()
+    manifest = models.BigIntegerField(default=0)
+    beats = models.BigIntegerField(default=0)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["shard", "holder"], name="pin_shard_holder")]
+
+    def __str__(self) -> str:
+        return f"{self.shard_id}: {self.holder} from seq {self.seq}"
+
+
+class Lease(models.Model):
+    """Who may do what `name` stands for: an owner, a fencing token, and a counter that the owner bumps while it works.
+
+    Names: `checkpoint:<shard id>`, `ship:<replica id>`.
+    """
+
+    name = models.CharField(max_length=128, unique=True)
     owner = models.CharField(max_length=128, blank=True)
     token = models.BigIntegerField(default=0)
     beats = models.BigIntegerField(default=0)
 
+    class Meta:
+        ordering = ["name"]
+
     def __str__(self) -> str:
-        return f"{self.shard_id}: {self.owner or 'free'}"
+        return f"{self.name}: {self.owner or 'free'}"

@@ -13,10 +13,10 @@ from django.test.utils import CaptureQueriesContext
 from mlvdb_site import celery
 from tests.vectors.admin_site import cells, client_of, messages_of, staff_with, text_of
 from vectors.engine.ids import key_of
-from vectors.models import LogEntry, MaintenanceLease, Manifest, ShardHead
+from vectors.models import Lease, LogEntry, Manifest, ShardHead
 from vectors.tasks import checkpoint_now, checkpoint_shard
 
-MODELS = {"shardhead": ShardHead, "logentry": LogEntry, "manifest": Manifest, "maintenancelease": MaintenanceLease}
+MODELS = {"shardhead": ShardHead, "logentry": LogEntry, "manifest": Manifest, "lease": Lease}
 
 
 @pytest.fixture
@@ -125,9 +125,9 @@ def test_a_manifest_counts_deleted_rows_out(admin, filled):
 
 
 def test_a_lease_shows_its_holder(admin, filled):
-    assert cells(admin.get("/admin/vectors/maintenancelease/"), "holder") == ["free"]
-    MaintenanceLease.objects.update(owner="host:17")
-    assert cells(admin.get("/admin/vectors/maintenancelease/"), "holder") == ["host:17"]
+    assert cells(admin.get("/admin/vectors/lease/"), "holder") == ["free"]
+    Lease.objects.update(owner="host:17")
+    assert cells(admin.get("/admin/vectors/lease/"), "holder") == ["host:17"]
 
 
 def _checkpoint(client: Client, pk: int) -> Any:

@@ -21,7 +21,7 @@ from vectors.engine.distances import Query
 from vectors.engine.filters import parse_filter
 from vectors.engine.operations import Kind, NamespacePut, encode
 from vectors.errors import LeaseLost, StorageFull
-from vectors.models import LogEntry, MaintenanceLease, Manifest, Namespace, ShardHead
+from vectors.models import Lease, LogEntry, Manifest, Namespace, ShardHead
 from vectors.query_processor import SearchRequest
 from vectors.store import checkpoint, leases, log, recovery, segment_files
 from vectors.store.manifests import segment_directory
@@ -103,7 +103,7 @@ def crash_in(point, head):
         monkeypatch.setattr(checkpoint._Writer, "discard", lambda self: None)
         checkpoint.checkpoint_run(head.uid, owner="test")
     except Crash:
-        MaintenanceLease.objects.filter(shard=head).update(owner="")
+        Lease.objects.filter(name=leases.checkpoint_lease(head.pk)).update(owner="")
     finally:
         monkeypatch.undo()
 
@@ -232,7 +232,7 @@ def test_a_lagging_process_whose_log_was_pruned_maps_the_segments(shard, batch):
 
 def test_only_one_process_checkpoints_at_a_time(shard, batch):
     shard.queries.upsert_many(batch(0, 10), namespace="a")
-    lease = leases.take_lease(shard.head.pk, "other")
+    lease = leases.take_lease(leases.checkpoint_lease(shard.head.pk), "other")
     with lease:
         assert shard.checkpoint() is None
         assert Manifest.objects.count() == 0
@@ -243,11 +243,11 @@ def test_a_silent_holder_loses_the_lease_and_cannot_commit(shard, batch, setting
     settings.MLVDB_LEASE_S = 0.2
     shard.queries.upsert_many(batch(0, 10), namespace="a")
     monkeypatch.setattr(leases.Lease, "_beat", lambda self: None)
-    silent = leases.take_lease(shard.head.pk, "silent")
-    assert leases.take_lease(shard.head.pk, "next") is None
+    silent = leases.take_lease(leases.checkpoint_lease(shard.head.pk), "silent")
+    assert leases.take_lease(leases.checkpoint_lease(shard.head.pk), "next") is None
     later = time.monotonic() + 1000
     monkeypatch.setattr(leases.time, "monotonic", lambda: later)
-    taken = leases.take_lease(shard.head.pk, "next")
+    taken = leases.take_lease(leases.checkpoint_lease(shard.head.pk), "next")
     assert taken is not None
     with transaction.atomic(), pytest.raises(LeaseLost):
         silent.check()

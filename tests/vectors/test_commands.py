@@ -9,7 +9,7 @@ from django.core.management import CommandError, call_command
 from django.utils import timezone
 
 from vectors import tasks
-from vectors.models import LogEntry, MaintenanceLease, Manifest, ShardHead
+from vectors.models import Lease, LogEntry, Manifest, ShardHead
 from vectors.store import checkpoint, leases
 from vectors.store.checkpoint import checkpoint_due
 
@@ -59,7 +59,7 @@ def test_invariant_8_tasks_treat_nothing_to_do_as_success(shard, batch, settings
     tasks.checkpoint_shard("f" * 32)
     tasks.checkpoint_shard(shard.head.uid)
     shard.queries.upsert_many(batch(0, 300), namespace="a")
-    with leases.take_lease(shard.head.pk, "somebody"):
+    with leases.take_lease(leases.checkpoint_lease(shard.head.pk), "somebody"):
         tasks.checkpoint_shard(shard.head.uid)
         assert not Manifest.objects.exists()
     for _ in range(3):
@@ -71,10 +71,10 @@ def test_invariant_8_tasks_treat_nothing_to_do_as_success(shard, batch, settings
 
 def test_checkpoint_says_who_holds_the_lease(shard, batch):
     shard.queries.upsert_many(batch(0, 3), namespace="a")
-    lease = leases.take_lease(shard.head.pk, "somebody")
+    lease = leases.take_lease(leases.checkpoint_lease(shard.head.pk), "somebody")
     with lease, pytest.raises(CommandError, match="somebody"):
         call_command("checkpoint", wait=0.3)
-    assert MaintenanceLease.objects.get().owner == ""
+    assert Lease.objects.get().owner == ""
 
 
 @pytest.mark.parametrize("command", ["checkpoint", "verify"])

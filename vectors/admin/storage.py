@@ -1,4 +1,4 @@
-"""Shards, log entries, manifests and maintenance leases: shown as they are, and changed by the store alone."""
+"""Shards, log entries, manifests and leases: shown as they are, and changed by the store alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from django.template.defaultfilters import filesizeformat
 from django.utils.html import format_html
 
 from vectors.admin.checkpoints import checkpoint_ask, damage_tell
-from vectors.models import LogEntry, MaintenanceLease, Manifest, ShardHead
+from vectors.models import Lease, LogEntry, Manifest, ShardHead
 from vectors.selectors import log_entries_without_payloads, manifest_totals, namespace_names
 
 
@@ -182,17 +182,16 @@ class ManifestAdmin(ReadOnlyAdmin):
         return _json_block(manifest.document)
 
 
-@admin.register(MaintenanceLease)
-class MaintenanceLeaseAdmin(ReadOnlyAdmin):
-    """Who is at work on a shard."""
+@admin.register(Lease)
+class LeaseAdmin(ReadOnlyAdmin):
+    """Who is at work, on what."""
 
-    list_display = ("shard", "holder", "token", "beats")
-    list_select_related = ("shard",)
-    fields = ("shard", "holder", "token", "beats")
+    list_display = ("name", "holder", "token", "beats")
+    fields = ("name", "holder", "token", "beats")
     readonly_fields = fields
 
     @admin.display(description="holder")
-    def holder(self, lease: MaintenanceLease) -> str:
+    def holder(self, lease: Lease) -> str:
         """Return the owner."""
         return lease.owner or "free"
 

@@ -27,6 +27,7 @@ class Kind(IntEnum):
     UPSERT = 3
     DELETE = 4
     PATCH = 5
+    TERM_START = 6
 
 
 class PayloadError(ValueError):

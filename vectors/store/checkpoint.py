@@ -84,7 +84,7 @@ def checkpoint_run(shard_uid: str, *, owner: str) -> CheckpointResult | None:
     recovery.check_node(head.pk)
     if head.damage is not None:
         raise ShardDamaged(f"shard {head.label} has lost data; its tail is kept as it is", detail=head.damage)
-    lease = leases.take_lease(head.pk, owner)
+    lease = leases.take_lease(leases.checkpoint_lease(head.pk), owner)
     if lease is None:
         return None
     with lease, storage_faults():

@@ -12,8 +12,9 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from vectors.errors import MLVectorDBError
 from vectors.management.presence import require_node
-from vectors.models import MaintenanceLease, ShardHead
+from vectors.models import Lease, ShardHead
 from vectors.store.checkpoint import checkpoint_run
+from vectors.store.leases import checkpoint_lease
 
 _RETRY_S = 0.2
 
@@ -65,6 +66,6 @@ class Command(BaseCommand):
                 self.stdout.write(f"{head.label}: seq {head.manifest_seq}, nothing to do")
                 return
             if time.monotonic() > deadline:
-                holder = MaintenanceLease.objects.filter(shard=head).values_list("owner", flat=True).first()
+                holder = Lease.objects.filter(name=checkpoint_lease(head.pk)).values_list("owner", flat=True).first()
                 raise CommandError(f"{head.label}: {holder or 'another process'} is at it for more than {wait_s:g} s")
             time.sleep(min(_RETRY_S, settings.MLVDB_LEASE_S / 5))
