@@ -76,10 +76,50 @@ class Conflict(MLVectorDBError):
     status = 409
 
 
+class NotPrimary(Conflict):
+    """Raised when a copy that does not order its shard's writes is asked to (or has promised not to any more).
+
+    `detail` has the shard; the cluster adds `primary_url`. Also raised when a copy that still is the primary of an
+    older term is to be filled by a newer one: it has to be released first.
+    """
+
+    code = "not_primary"
+
+
 class TokenLost(Conflict):
     """Raised when a `min_seq` token names an entry that this log does not have and will not get."""
 
     code = "token_lost"
+
+
+class NotEmpty(Conflict):
+    """Raised when a node that has to be empty holds data of its own; `detail`: rows, namespaces."""
+
+    code = "not_empty"
+
+
+class SyncUnknown(Conflict):
+    """Raised when a full sync goes on that this copy was never offered, or that a newer one replaced: offer again."""
+
+    code = "sync_unknown"
+
+
+class SyncIncomplete(Conflict):
+    """Raised when a full sync is to be installed before all of its files are there; `detail`: missing (some of them).
+
+    Offering again answers what is wanted.
+    """
+
+    code = "sync_incomplete"
+
+
+class SyncBehind(Conflict):
+    """Raised when a full sync would take a copy back behind entries it shares with the sender and cannot keep.
+
+    `detail`: seq, which the sender's manifest has to reach (a checkpoint does that).
+    """
+
+    code = "sync_behind"
 
 
 class TooLarge(MLVectorDBError):
@@ -101,6 +141,18 @@ class NotReady(Unavailable):
     """Raised while a shard is still being mapped and replayed."""
 
     code = "not_ready"
+
+
+class NotEnoughCopies(Unavailable):
+    """Raised when the copies asked for had not all answered in time; `detail`: acknowledged, required, ids, seq."""
+
+    code = "not_enough_copies"
+
+
+class Busy(Unavailable):
+    """Raised when as many threads of the process are waiting as may; trying again soon helps."""
+
+    code = "busy"
 
 
 class CheckpointBehind(Unavailable):
@@ -159,6 +211,22 @@ class LogGap(LogError):
     """Raised when entries between an engine and the head are not in the log (pruned, or cut)."""
 
     code = "log_gap"
+
+
+class LogMismatch(LogError):
+    """Raised when a copy has another entry where a slice begins or within it.
+
+    `detail`: term and seq (its last position), common_term and common_seq (an upper bound of what it shares with the
+    sender), terms (where each of its terms begins).
+    """
+
+    code = "log_mismatch"
+
+
+class StaleTerm(LogError):
+    """Raised when a copy has promised a higher term, or its vote in this one to another; `detail`: promised_term."""
+
+    code = "stale_term"
 
 
 class CorruptRecord(LogError):

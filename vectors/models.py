@@ -34,6 +34,9 @@ class ShardHead(models.Model):
     promised_term = models.BigIntegerField(
         default=1, help_text="The highest term this copy has heard of or voted for; older ones are refused."
     )
+    voted_for = models.CharField(
+        max_length=32, blank=True, default="", help_text="Id of the node that has this copy's vote in promised_term."
+    )
     is_primary = models.BooleanField(default=True, help_text="Whether this copy orders the writes of its shard.")
     last_seq = models.BigIntegerField(default=0)
     incarnation = models.BigIntegerField(default=1, help_text="Changes when the log is cut back or refilled.")

@@ -24,6 +24,7 @@ from vectors.engine.filters import ColumnBudget
 from vectors.engine.operations import Operation
 from vectors.errors import LogGap, MemoryLimitReached, MLVectorDBError, NotReady, StorageError
 from vectors.store import log, recovery
+from vectors.store.appender import Appender
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class ShardRuntime:
 
     def __init__(self, shard_id: int, *, budget: ColumnBudget) -> None:
         self.shard_id = shard_id
-        self.appender = log.Appender(shard_id)
+        self.appender = Appender(shard_id)
         self.progress = recovery.Progress()
         self._budget = budget
         self._opened: recovery.OpenShard | None = None
@@ -65,11 +66,14 @@ class ShardRuntime:
         Raise NotReady when that takes longer than `timeout_s`.
         """
         opened = self._opened
-        head = log.read_head(self.shard_id)
+        mark = log.read_mark(self.shard_id)
+        if mark is not None and opened is not None:
+            incarnation, last_seq = mark
+            if opened.head.incarnation == incarnation and opened.engine.seq >= last_seq:
+                return opened
+        head = None if mark is None else log.read_head(self.shard_id)
         if head is None:
             raise NotReady(f"shard copy {self.shard_id} has left this node", retry_after_s=1)
-        if opened is not None and opened.head.incarnation == head.incarnation and opened.engine.seq >= head.last_seq:
-            return opened
         return self.caught_up(head, timeout_s=timeout_s)
 
     def caught_up(self, head: log.Head, *, timeout_s: float) -> recovery.OpenShard:
@@ -136,6 +140,9 @@ class ShardRuntime:
         if head.manifest in (opened.manifest.number, self._unfit_manifest):
             return False
         fresh = recovery.open_shard(self.shard_id, budget=self._budget)
+        if fresh.head.incarnation != opened.head.incarnation:
+            # Cut back or refilled: the next request finds that out, and has nothing to take over from this engine.
+            return False
         if fresh.damage:
             # This engine still has every row: it goes on, while the damage keeps writes out.
             self._unfit_manifest = head.manifest

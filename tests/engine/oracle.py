@@ -8,7 +8,7 @@ import numpy as np
 import orjson
 
 from vectors.engine.filters import Filter, matches
-from vectors.engine.operations import Delete, NamespaceDrop, NamespacePut, Operation, Patch, Upsert
+from vectors.engine.operations import Delete, NamespaceDrop, NamespacePut, Operation, Patch, StartTerm, Upsert
 
 
 @dataclass
@@ -25,7 +25,7 @@ class Oracle:
         if isinstance(operation, NamespaceDrop):
             return len(self.rows.pop(uid, {}))
         rows = self.rows.get(uid)
-        if rows is None:
+        if rows is None or isinstance(operation, StartTerm):
             return 0
         if isinstance(operation, Upsert):
             for key, values, metadata in zip(operation.keys, operation.values, operation.metadata, strict=True):

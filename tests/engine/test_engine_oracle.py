@@ -13,7 +13,7 @@ from vectors.engine import ids, search
 from vectors.engine.digest import view_digest
 from vectors.engine.distances import Query, exact_scores
 from vectors.engine.filters import parse_filter
-from vectors.engine.operations import Delete, NamespaceDrop, NamespacePut, Patch, Upsert, decode, encode
+from vectors.engine.operations import Delete, NamespaceDrop, NamespacePut, Patch, StartTerm, Upsert, decode, encode
 from vectors.engine.shard import ShardEngine
 from vectors.errors import LogGap
 
@@ -125,6 +125,36 @@ def test_invariant_2_a_gap_is_refused():
     with pytest.raises(LogGap):
         engine.apply(seq=3, term=1, namespace=UID, operation=NamespaceDrop())
     assert engine.seq == 1
+
+
+@given(steps=operations, place=st.integers(0, 12), rise=st.integers(1, 3))
+@settings(max_examples=50, deadline=None)
+def test_the_start_of_a_term_advances_the_engine_and_changes_nothing(steps, place, rise):
+    engine, _ = run(steps[:place])
+    before = view_digest(engine.view("a"))
+    start = StartTerm("n" * 32, after=1)
+    start = decode(start.kind, encode(start))
+    assert engine.apply(seq=engine.seq + 1, term=1 + rise, namespace="", operation=start)
+    assert (engine.term, engine.seq) == (1 + rise, len(steps[:place]) + 2)
+    assert engine.result(engine.seq) == 0
+    assert view_digest(engine.view("a")) == before
+
+
+@pytest.mark.parametrize(
+    ("term", "operation"),
+    [
+        (2, Delete([ids.key_of(1)])),
+        (2, NamespaceDrop()),
+        (3, StartTerm("n" * 32, after=2)),
+        (0, StartTerm("n", after=1)),
+    ],
+)
+def test_invariant_2_another_term_is_refused_unless_it_says_that_it_follows_this_one(term, operation):
+    engine, _ = run([Upsert([ids.key_of(1)], np.ones((1, DIMENSION), dtype=np.float32), [b"{}"])])
+    with pytest.raises(LogGap):
+        engine.apply(seq=3, term=term, namespace=UID, operation=operation)
+    assert (engine.term, engine.seq, engine.view("a").count) == (1, 2, 1)
+    assert engine.apply(seq=3, term=7, namespace="", operation=StartTerm("n" * 32, after=1))
 
 
 def test_a_view_does_not_change_while_writers_go_on():

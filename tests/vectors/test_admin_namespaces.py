@@ -86,7 +86,7 @@ class TestList:
         assert cells(admin.get(LIST, {"q": "ook"}), "name") == ["books"]
 
     def test_renders_while_the_engine_is_not_open_and_says_so(self, admin, books, monkeypatch):
-        def not_ready(self: Any) -> None:
+        def not_ready(self: Any, **_options: Any) -> None:
             raise NotReady("shard shard_0 is being opened: 40 %")
 
         monkeypatch.setattr(LocalQueryProcessor, "namespace_details", not_ready)
@@ -103,7 +103,7 @@ class TestAdd:
     def test_makes_a_namespace_through_the_log_and_writes_its_author_into_the_history(self, admin, served, admin_user):
         response = admin.post(ADD, {**FORM, "metric": "l2", "recall_target": "0.9", "picture": "2x2"})
         assert response.status_code == 302, text_of(response)
-        (info,) = served.queries.namespace_details()
+        (info,) = served.queries.namespace_details().value
         assert (info.name, info.dimension, info.metric, info.recall_target, info.picture) == (
             "books", 4, "l2", 0.9, "2x2",
         )  # fmt: skip
@@ -184,7 +184,7 @@ class TestChange:
     def test_changes_recall_target_and_picture_and_nothing_else(self, admin, served, books):
         data = {"recall_target": "0.95", "picture": "4x1", "dimension": "7", "metric": "l2", "name": "stolen"}
         assert admin.post(page(books, "change"), data).status_code == 302
-        (info,) = served.queries.namespace_details()
+        (info,) = served.queries.namespace_details().value
         assert (info.name, info.dimension, info.metric, info.recall_target, info.picture, info.count) == (
             "books", 4, "cosine", 0.95, "4x1", 12,
         )  # fmt: skip
@@ -193,14 +193,14 @@ class TestChange:
     def test_takes_a_picture_away(self, admin, served, books):
         served.queries.namespace_put("books", picture="2x2")
         assert admin.post(page(books, "change"), {"recall_target": "0.99", "picture": ""}).status_code == 302
-        assert served.queries.namespace_details()[0].picture == ""
+        assert served.queries.namespace_details().value[0].picture == ""
 
     @pytest.mark.parametrize(("field", "value"), [("recall_target", "2"), ("picture", "5x5")])
     def test_shows_what_is_refused_and_changes_nothing(self, admin, served, books, field, value):
-        before = served.queries.namespace_details()
+        before = served.queries.namespace_details().value
         response = admin.post(page(books, "change"), {"recall_target": "0.99", "picture": "", field: value})
         assert list(response.context["adminform"].form.errors) == [field]
-        assert served.queries.namespace_details() == before
+        assert served.queries.namespace_details().value == before
         assert not HistoryEntry.objects.exists()
 
 
@@ -212,7 +212,7 @@ class TestDrop:
     def test_drops_through_the_log_and_writes_its_author_into_the_history(self, admin, served, books, admin_user):
         response = admin.post(page(books, "delete"), {"post": "yes"}, follow=True)
         assert "12 rows went with namespace books." in messages_of(response)
-        assert served.queries.list_namespaces() == []
+        assert served.queries.list_namespaces().value == []
         assert Namespace.objects.get().dropped_at is not None
         entry = HistoryEntry.objects.get()
         assert (entry.user, entry.object_repr, entry.is_deletion()) == (admin_user, "books", True)
@@ -223,14 +223,14 @@ class TestDrop:
         asked = text_of(act(admin, "delete_selected", *namespaces))
         assert "Namespace books with 12 rows" in asked
         assert "Namespace other with 0 rows" in asked
-        assert served.queries.list_namespaces() == ["books", "other"]
+        assert served.queries.list_namespaces().value == ["books", "other"]
         act(admin, "delete_selected", *namespaces, post="yes")
-        assert served.queries.list_namespaces() == []
+        assert served.queries.list_namespaces().value == []
         assert HistoryEntry.objects.count() == 2
 
     @pytest.mark.parametrize("way", ["page", "action"])
     def test_shows_a_refusal_and_writes_no_history(self, admin, served, books, monkeypatch, way):
-        def refuse(self: Any, name: str) -> None:
+        def refuse(self: Any, name: str, **_options: Any) -> None:
             raise ShardDamaged("shard shard_0 has lost data and is read-only")
 
         monkeypatch.setattr(LocalQueryProcessor, "namespace_drop", refuse)
@@ -239,7 +239,7 @@ class TestDrop:
         else:
             response = act(admin, "delete_selected", books, post="yes")
         assert messages_of(response) == ["Refused: shard shard_0 has lost data and is read-only"]
-        assert served.queries.list_namespaces() == ["books"]
+        assert served.queries.list_namespaces().value == ["books"]
         assert not HistoryEntry.objects.exists()
 
 
@@ -283,7 +283,7 @@ class TestPermissions:
         assert client.post(page(books, "delete"), {"post": "yes"}).status_code == 403
         assert "Checkpoint now" not in text_of(act(client, "checkpoint", books))
         assert not HistoryEntry.objects.exists()
-        assert served.queries.namespace_details()[0].recall_target == 0.99
+        assert served.queries.namespace_details().value[0].recall_target == 0.99
 
     def test_nothing_without_a_permission(self, served, books):
         client = staff_with()
@@ -297,7 +297,7 @@ class TestPermissions:
         assert changer.get(page(books, "delete")).status_code == 403
         dropper = staff_with("view_namespace", "delete_namespace")
         assert dropper.post(page(books, "delete"), {"post": "yes"}).status_code == 302
-        assert served.queries.list_namespaces() == ["more"]
+        assert served.queries.list_namespaces().value == ["more"]
 
     def test_forms_need_their_token(self, served, books, admin_user):
         client = Client(enforce_csrf_checks=True)
@@ -308,4 +308,4 @@ class TestPermissions:
             (page(books, "delete"), {"post": "y"}),
         ):
             assert client.post(path, data).status_code == 403
-        assert served.queries.list_namespaces() == ["books"]
+        assert served.queries.list_namespaces().value == ["books"]

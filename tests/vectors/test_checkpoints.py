@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
-from django.db import transaction
+from django.db import connection, transaction
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -23,7 +23,7 @@ from vectors.engine.operations import Kind, NamespacePut, encode
 from vectors.errors import LeaseLost, StorageFull
 from vectors.models import Lease, LogEntry, Manifest, Namespace, ShardHead
 from vectors.query_processor import SearchRequest
-from vectors.store import checkpoint, leases, log, recovery, segment_files
+from vectors.store import checkpoint, cleaning, leases, log, recovery, segment_files
 from vectors.store.manifests import segment_directory
 from vectors.store.verify import verify_shard
 
@@ -32,7 +32,7 @@ class Crash(BaseException):
     """The process dies here: nothing after it runs, clean-up included."""
 
 
-CRASH_POINTS = ["none", "write_segment", "write_deleted", "_commit", "_clean", "_prune_log"]
+CRASH_POINTS = ["none", "write_segment", "write_deleted", "_commit", "clean", "prune_log"]
 
 
 @given(
@@ -99,7 +99,7 @@ def crash_in(point, head):
         raise Crash
 
     try:
-        monkeypatch.setattr(checkpoint, point, die)
+        monkeypatch.setattr(cleaning if point == "prune_log" else checkpoint, point, die)
         monkeypatch.setattr(checkpoint._Writer, "discard", lambda self: None)
         checkpoint.checkpoint_run(head.uid, owner="test")
     except Crash:
@@ -287,23 +287,52 @@ def test_every_kind_of_operation_is_known_to_the_database():
 
 def test_a_cleaner_that_was_overtaken_leaves_its_successors_files_alone(shard, batch, monkeypatch):
     shard.queries.upsert_many(batch(0, 10), namespace="a")
+    shard.queries.upsert_many(batch(0, 10), namespace="b")
     late = []
-    clean = checkpoint._clean
-    monkeypatch.setattr(checkpoint, "_clean", lambda *args: late.append(args))
+    remove = cleaning.remove_unlisted
+    # The first cleaner falls asleep when it knows what it will remove, and wakes when its successor has written.
+    monkeypatch.setattr(cleaning, "remove_unlisted", lambda *args, **kwargs: late.append((args, kwargs)))
     shard.checkpoint()
+    assert len(late) == 2
     shard.queries.upsert_many(batch(10, 10), namespace="a")
     shard.queries.delete(namespace="a", keys=[ids.key_of(0)])
     commit = checkpoint._commit
 
     def wake_the_first_before(*args):
-        clean(*late[0])
+        for arguments, names in late[:2]:
+            remove(*arguments, **names)
         return commit(*args)
 
-    monkeypatch.setattr(checkpoint, "_clean", clean)
+    monkeypatch.setattr(cleaning, "remove_unlisted", remove)
     monkeypatch.setattr(checkpoint, "_commit", wake_the_first_before)
     shard.checkpoint()
     assert shard.digest("a")[0] == 19
     assert verify_shard(shard.head).findings == []
+
+
+def test_a_lease_is_looked_at_between_transactions_too_where_rows_can_be_locked(shard, monkeypatch):
+    """PostgreSQL locks rows in transactions only; a sender asks whether it still has its lease outside of any."""
+    lease = leases.take_lease("ship:1", "this")
+    with monkeypatch.context() as patched:
+        patched.setattr(type(connection.features), "has_select_for_update", True)
+        lease.check()
+
+    leases.seize_lease("ship:1", "next")
+    with pytest.raises(LeaseLost):
+        lease.check()
+
+
+def test_a_cleaner_whose_lease_was_taken_over_removes_nothing_more(shard, batch, monkeypatch):
+    shard.queries.upsert_many(batch(0, 10), namespace="a")
+    clean = checkpoint.clean
+
+    def taken_over_first(*args):
+        leases.seize_lease(leases.checkpoint_lease(shard.head.pk), "next")
+        clean(*args)
+
+    monkeypatch.setattr(checkpoint, "clean", taken_over_first)
+    assert shard.checkpoint().rows_written == 10
+    assert LogEntry.objects.count() == 2
 
 
 def test_what_a_killed_build_left_goes_with_the_next_checkpoint(shard, batch):

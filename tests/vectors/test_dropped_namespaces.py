@@ -20,5 +20,5 @@ def test_a_first_insert_after_a_drop_elsewhere_fixes_another_dimension(shard) ->
 
     shard.queries.upsert_many(_rows(2), namespace="n")
 
-    assert [info.dimension for info in shard.queries.namespace_details()] == [2]
+    assert [info.dimension for info in shard.queries.namespace_details().value] == [2]
     assert shard.queries.count(namespace="n").value == 1

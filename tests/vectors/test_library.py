@@ -77,7 +77,7 @@ def test_the_index_chooses_the_metric(storage: StorageEngineInMemory, space: str
     processor.upsert_many([VectorDTO([1, 0], id=1), VectorDTO([0, 1], id=2), VectorDTO([3, 3], id=3)])
 
     assert [hit["id"] for hit in processor.find_similar([1, 0.1])] == expected
-    assert [info.metric for info in storage.query_processor.namespace_details()] == [space]
+    assert [info.metric for info in storage.query_processor.namespace_details().value] == [space]
     assert [hit["id"] for hit in processor.find_similar([1, 0.1], metric="l2")] == [1, 2, 3]
 
 
@@ -179,7 +179,7 @@ def test_engines_are_apart_from_each_other_and_from_the_node(storage: StorageEng
         QueryProcessor(storage).insert(VectorDTO([1.0]))
 
         assert other.list_namespaces == []
-        assert shard.queries.list_namespaces() == []
+        assert shard.queries.list_namespaces().value == []
         assert ShardHead.objects.order_by("pk").first() == shard.head
 
 
@@ -187,7 +187,7 @@ def test_closing_an_engine_leaves_nothing(shard) -> None:
     storage = StorageEngineInMemory()
     with QueryProcessor(storage) as processor:
         processor.insert(VectorDTO([1.0]))
-        storage._start_checkpoint(storage.shard_uid).join()
+        storage._checkpoints.start(storage.shard_uid).join()
         files = segment_directory(storage.shard_uid, "")
         assert files.is_dir()
 

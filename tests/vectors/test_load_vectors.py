@@ -200,7 +200,7 @@ def test_an_archive_holds_metadata_as_texts(load, rows, tmp_path) -> None:
 def test_a_new_namespace_gets_the_metric(load, shard, tmp_path) -> None:
     load(_npy(tmp_path / "v.npy"), namespace="far", metric="l2")
 
-    assert [info.metric for info in shard.queries.namespace_details()] == ["l2"]
+    assert [info.metric for info in shard.queries.namespace_details().value] == ["l2"]
 
 
 def test_a_load_over_the_tail_limits_makes_checkpoints_on_its_way(load, rows, shard, settings, tmp_path) -> None:
@@ -412,7 +412,7 @@ def test_bad_input_is_refused_by_name_and_nothing_is_written(load, shard, tmp_pa
     with pytest.raises(CommandError, match=message):
         load(options.pop("file"), **options)
 
-    assert shard.queries.list_namespaces() == []
+    assert shard.queries.list_namespaces().value == []
 
 
 def test_another_dimension_or_metric_than_the_namespace_has_is_refused(load, rows, shard, tmp_path) -> None:

@@ -21,6 +21,7 @@ from vectors.errors import (
     DimensionMismatch,
     MemoryLimitReached,
     NamespaceNotFound,
+    NotReady,
     StorageBusy,
     StorageError,
     StorageFull,
@@ -31,6 +32,7 @@ from vectors.errors import (
 from vectors.models import LogEntry, Namespace, ShardHead
 from vectors.query_processor import RequestOptions, SearchRequest, VectorBatch
 from vectors.store import log
+from vectors.store.appender import Appender
 
 ON_SQLITE = connection.vendor == "sqlite"
 
@@ -74,7 +76,7 @@ def test_seqs_are_without_gaps_whoever_writes(shard, batch):
 def test_waiting_writes_share_a_commit_and_each_gets_its_own_position(shard, batch, monkeypatch):
     shard.queries.upsert_many(batch(0, 1), namespace="a")
     uid = Namespace.objects.get().uid
-    appender = log.Appender(shard.head.pk)
+    appender = Appender(shard.head.pk)
     sizes = []
     commit = appender._commit
     monkeypatch.setattr(appender, "_commit", lambda group: (sizes.append(len(group)), commit(group)))
@@ -89,7 +91,7 @@ def test_waiting_writes_share_a_commit_and_each_gets_its_own_position(shard, bat
 def test_a_refused_write_in_a_group_does_not_take_the_others_down(shard, batch):
     shard.queries.upsert_many(batch(0, 1), namespace="a")
     uid = Namespace.objects.get().uid
-    appender = log.Appender(shard.head.pk)
+    appender = Appender(shard.head.pk)
     with appender._commit_lock:
         good = in_background(lambda: appender.append(namespace=uid, kind=Kind.DELETE, rows=0, payload=b"x"), count=2)
         bad = in_background(
@@ -122,7 +124,7 @@ def test_a_write_to_a_namespace_that_was_dropped_meanwhile_makes_it_anew(shard, 
     assert shard.queries.count(namespace="a").value == 2
     assert Namespace.objects.get(dropped_at=None).uid != old
     with pytest.raises(NamespaceNotFound):
-        log.Appender(shard.head.pk).append(namespace=old, kind=Kind.DELETE, rows=0, payload=b"x")
+        Appender(shard.head.pk).append(namespace=old, kind=Kind.DELETE, rows=0, payload=b"x")
 
 
 def test_a_namespace_dropped_and_made_anew_by_writers_loses_no_acknowledged_row(shard, batch):
@@ -357,6 +359,17 @@ def test_a_token_of_this_log_is_met_and_one_of_another_is_lost(shard, batch):
         with pytest.raises(TokenLost):
             shard.queries.count(namespace="a", options=RequestOptions(min_seq={label: foreign}))
     assert shard.queries.count(namespace="a", options=RequestOptions(min_seq={"elsewhere": token})).value == 1
+
+
+def test_a_node_whose_copy_was_exchanged_for_another_goes_on_with_that_one(shard, batch):
+    assert shard.queries.count(namespace="a").value == 0
+    ShardHead.objects.all().delete()
+    ShardHead.objects.create(label="other")
+    with pytest.raises(NotReady):
+        shard.queries.count(namespace="a")
+    shard.queries.upsert_many(batch(0, 2), namespace="a")
+    assert shard.queries.count(namespace="a").value == 2
+    assert ShardHead.objects.get().last_seq == 2
 
 
 def test_a_record_is_checked_with_where_it_stands():

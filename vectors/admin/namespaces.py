@@ -29,7 +29,7 @@ from vectors.admin.forms import NamespaceForm
 from vectors.admin.vector_pages import vectors_page
 from vectors.errors import MLVectorDBError
 from vectors.models import Namespace
-from vectors.query_processor import NamespaceInfo, query_processor
+from vectors.query_processor import WHAT_IS_THERE, NamespaceInfo, query_processor
 from vectors.selectors import namespaces_alive, shards_of
 
 _UNKNOWN = "–"
@@ -292,7 +292,7 @@ def _counted(rows: int) -> str:
 def _inform(request: HttpRequest, namespaces: Iterable[Namespace]) -> None:
     """Give each namespace its `info`; None, and a message, while the engine cannot tell."""
     try:
-        details = {info.uid: info for info in query_processor().namespace_details()}
+        details = {info.uid: info for info in query_processor().namespace_details(options=WHAT_IS_THERE).value}
     except MLVectorDBError as error:
         messages.warning(request, f"Rows and sizes are not known now: {error.message}")
         details = {}

@@ -76,7 +76,11 @@ def shard_headers(answer: Answer[Any]) -> Mapping[str, str]:
     }
     if failed:
         headers["X-MLVDB-Failed"] = ",".join(failed)
-    stale = [f"{account.shard}:{account.lag}" for account in shards if account.lag > 0]
+    stale = [
+        f"{account.shard}:{'unknown' if account.lag is None else account.lag}"
+        for account in shards
+        if account.lag is None or account.lag > 0
+    ]
     if stale:
         headers["X-MLVDB-Stale"] = ",".join(stale)
     return headers

@@ -206,6 +206,7 @@ def _document_namespaces() -> None:
             required=("namespaces",),
         ),
         answer_example={"namespaces": ["default", "digits"]},
+        headers=_READ_HEADERS,
         errors=(409,),
     )
     describe(
@@ -254,5 +255,6 @@ def _document_namespaces() -> None:
         tag="namespaces",
         summary="Totals of this node",
         answer=ref("StorageInfo"),
+        headers=_READ_HEADERS,
         errors=(409,),
     )

@@ -10,7 +10,7 @@ from mlvdb_site.http.errors import RequestError
 from vectors.api.options import DEFAULT_NAMESPACE, namespace_of
 from vectors.engine.ids import id_of
 from vectors.errors import MLVectorDBError
-from vectors.query_processor import NamespaceInfo, Record, query_processor
+from vectors.query_processor import WHAT_IS_THERE, NamespaceInfo, Record, query_processor
 
 NEW_DIMENSION = 3
 NEW_ID = "example-1"
@@ -103,7 +103,7 @@ def _dimension(request: Request) -> int:
 
 def _details() -> dict[str, NamespaceInfo]:
     try:
-        return {info.name: info for info in query_processor().namespace_details()}
+        return {info.name: info for info in query_processor().namespace_details(options=WHAT_IS_THERE).value}
     except MLVectorDBError:
         return {}
 

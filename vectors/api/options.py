@@ -50,8 +50,8 @@ CONSISTENCY = QueryParameter(
 )
 READ_PREFERENCE = QueryParameter(
     "read_preference",
-    "Which copy answers a read.",
-    schema={"type": "string", "enum": list(READ_PREFERENCES), "default": "primary"},
+    "Which copy answers a read; without it, and for `nearest`, the copy on the node that is asked.",
+    schema={"type": "string", "enum": list(READ_PREFERENCES)},
     header="X-MLVDB-Read-Preference",
 )
 MIN_SEQ = QueryParameter(
@@ -136,6 +136,7 @@ def _parse(given: Mapping[str, str]) -> RequestOptions:
     timeout = given.get("timeout")
     partial = given.get("partial")
     min_seq = given.get("min_seq")
+    preference = given.get("read_preference")
     key = given.get("Idempotency-Key")
     if key is not None and not (0 < len(key) <= MAX_IDEMPOTENCY_KEY and key.isascii() and key.isprintable()):
         raise RequestError(
@@ -143,9 +144,9 @@ def _parse(given: Mapping[str, str]) -> RequestOptions:
         )
     return RequestOptions(
         consistency=choice(given.get("consistency", "one"), field="consistency", choices=CONSISTENCY_LEVELS),
-        read_preference=choice(
-            given.get("read_preference", "primary"), field="read_preference", choices=READ_PREFERENCES
-        ),
+        read_preference=None
+        if preference is None
+        else choice(preference, field="read_preference", choices=READ_PREFERENCES),
         min_seq={} if min_seq is None else _tokens(min_seq),
         timeout_s=None if timeout is None else seconds(timeout, field="timeout", maximum=settings.MLVDB_MAX_TIMEOUT_S),
         partial=None if partial is None else flag(partial, field="partial"),

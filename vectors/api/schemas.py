@@ -76,7 +76,10 @@ def component_schemas() -> dict[str, Schema]:
             "properties": {
                 "shard": {"type": "string"},
                 "copy": {"type": "string"},
-                "lag": {"type": "integer"},
+                "lag": {
+                    "type": ["integer", "null"],
+                    "description": "Operations that the copy may lack; null when nobody can tell.",
+                },
                 "took_ms": {"type": "number"},
                 "strategy": {"type": "string"},
                 "candidates": {"type": "integer"},

@@ -105,7 +105,22 @@ class NamespaceDrop:
     rows = 0
 
 
-Operation = Upsert | Delete | Patch | NamespacePut | NamespaceDrop
+@dataclass(frozen=True, slots=True)
+class StartTerm:
+    """A new primary begins its term: the first entry of that term, with the id of its node.
+
+    `after` is the term of the entry before it, so that a log says of itself how its terms follow one another. It
+    changes no rows.
+    """
+
+    node: str
+    after: int
+
+    kind = Kind.TERM_START
+    rows = 0
+
+
+Operation = StartTerm | Upsert | Delete | Patch | NamespacePut | NamespaceDrop
 
 
 def encode(operation: Operation) -> bytes:
@@ -127,6 +142,8 @@ def encode(operation: Operation) -> bytes:
             "recall": operation.recall_target,
             "picture": operation.picture,
         }
+    elif isinstance(operation, StartTerm):
+        header = {"node": operation.node, "after": operation.after}
     else:
         header = {}
     packed = msgpack.packb(header)
@@ -155,6 +172,8 @@ def decode(kind: int, payload: bytes | memoryview) -> Operation:
             return NamespacePut(header["name"], header["dim"], header["metric"], header["recall"], header["picture"])
         if kind == Kind.NAMESPACE_DROP:
             return NamespaceDrop()
+        if kind == Kind.TERM_START:
+            return StartTerm(header["node"], header["after"])
     except (struct.error, KeyError, TypeError, ValueError) as error:
         raise PayloadError(f"payload cannot be read: {error}") from error
     raise PayloadError(f"kind {kind} is unknown")

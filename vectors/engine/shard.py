@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from vectors.engine.filters import ColumnBudget
 from vectors.engine.namespace import NamespaceEngine, NamespaceSpec, NamespaceView
-from vectors.engine.operations import Delete, NamespaceDrop, NamespacePut, Operation, Patch, Upsert
+from vectors.engine.operations import Delete, NamespaceDrop, NamespacePut, Operation, Patch, StartTerm, Upsert
 from vectors.engine.parts import Part
 from vectors.errors import LogGap
 
@@ -37,13 +37,19 @@ class ShardEngine:
     def apply(self, *, seq: int, term: int, namespace: str, operation: Operation) -> bool:
         """Apply the operation of log entry (term, seq); return False when it was applied before.
 
-        Raise LogGap when it is not the next one.
+        Raise LogGap when it is not the next one, or is of another history than what was applied: a term that follows
+        another begins with an entry that names the one it follows.
         """
         with self.lock:
             if seq <= self.seq:
                 return False
             if seq != self.seq + 1:
                 raise LogGap(f"entry {seq} does not follow {self.seq}", detail={"seq": seq, "applied": self.seq})
+            if term != self.term and self.seq and not _follows(operation, term, self.term):
+                raise LogGap(
+                    f"entry ({term}, {seq}) does not follow ({self.term}, {self.seq})",
+                    detail={"seq": seq, "applied": self.seq},
+                )
             self._remember(seq, self._run(seq, namespace, operation))
             self.seq, self.term = seq, term
             return True
@@ -108,6 +114,8 @@ class ShardEngine:
             return self._put(uid, operation)
         if isinstance(operation, NamespaceDrop):
             return self._drop(uid)
+        if isinstance(operation, StartTerm):
+            return 0
         namespace = self._by_uid.get(uid)
         if namespace is None:
             return 0
@@ -140,3 +148,7 @@ class ShardEngine:
         self._results[seq] = changed
         if len(self._results) > _RESULTS_KEPT:
             del self._results[next(iter(self._results))]
+
+
+def _follows(operation: Operation, term: int, before: int) -> bool:
+    return isinstance(operation, StartTerm) and operation.after == before < term

@@ -3,6 +3,7 @@
 from vectors.query_processor.local import LocalQueryProcessor
 from vectors.query_processor.port import (
     DEFAULT_OPTIONS,
+    WHAT_IS_THERE,
     Answer,
     Fetched,
     Hit,
@@ -17,10 +18,11 @@ from vectors.query_processor.port import (
     VectorBatch,
     WriteResult,
 )
-from vectors.query_processor.selection import query_processor
+from vectors.query_processor.selection import query_processor, query_processor_for
 
 __all__ = [
     "DEFAULT_OPTIONS",
+    "WHAT_IS_THERE",
     "Answer",
     "Fetched",
     "Hit",
@@ -36,4 +38,5 @@ __all__ = [
     "VectorBatch",
     "WriteResult",
     "query_processor",
+    "query_processor_for",
 ]

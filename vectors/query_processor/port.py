@@ -19,10 +19,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class RequestOptions:
-    """The consistency parameters of a request (API §2), parsed; `partial` None means the operation's own default."""
+    """The consistency parameters of a request (API §2), parsed.
+
+    `read_preference` None is the copy that is asked, `partial` None the operation's own default.
+    """
 
     consistency: str = "one"
-    read_preference: str = "primary"
+    read_preference: str | None = None
     min_seq: Mapping[str, str] = field(default_factory=dict)
     timeout_s: float | None = None
     partial: bool | None = None
@@ -30,6 +33,9 @@ class RequestOptions:
 
 
 DEFAULT_OPTIONS = RequestOptions()
+
+WHAT_IS_THERE = RequestOptions(partial=True)
+"""The options of a node's own pages and measures: whatever its copy has, incomplete or old."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +50,15 @@ class VectorBatch:
 
 @dataclass(frozen=True, slots=True)
 class WriteResult:
-    """What a write did: the keys in the order of the request, rows changed, an opaque token per shard label."""
+    """What a write did: the keys in the order of the request, rows changed, an opaque token per shard label.
+
+    `positions` has label → (uid of the shard, term, seq) of the newest entry that the write made.
+    """
 
     keys: Sequence[bytes]
     count: int
     seq: Mapping[str, str]
+    positions: Mapping[str, tuple[str, int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,15 +100,21 @@ class Hit(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ShardAccount:
-    """How one shard took part in an answer; `lag` in operations, `candidates` rows that were scored exactly."""
+    """How one shard took part in an answer.
+
+    `lag` is how many operations the copy may lack, None when nobody can tell; `candidates` are rows that were scored
+    exactly. The answer has every entry of the shard's log up to (`term`, `seq`); 0 where the copy did not say.
+    """
 
     shard: str
     copy: str
-    lag: int = 0
+    lag: int | None = 0
     took_ms: float = 0.0
     strategy: str = "exact"
     candidates: int = 0
     error: str | None = None
+    term: int = 0
+    seq: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,10 +237,10 @@ class QueryProcessor(Protocol):
     ) -> Answer[Page]:
         """Return up to `limit` rows after a key, in key order."""
 
-    def list_namespaces(self) -> list[str]:
+    def list_namespaces(self, *, options: RequestOptions = DEFAULT_OPTIONS) -> Answer[list[str]]:
         """Return the names, sorted."""
 
-    def namespace_details(self) -> list[NamespaceInfo]:
+    def namespace_details(self, *, options: RequestOptions = DEFAULT_OPTIONS) -> Answer[list[NamespaceInfo]]:
         """Return what is known of every namespace, sorted by name."""
 
     def namespace_put(
@@ -242,5 +258,5 @@ class QueryProcessor(Protocol):
     def namespace_drop(self, name: str, *, options: RequestOptions = DEFAULT_OPTIONS) -> WriteResult:
         """End a namespace; `count` is the number of its rows. Raise NamespaceNotFound."""
 
-    def storage_info(self) -> StorageInfo:
+    def storage_info(self, *, options: RequestOptions = DEFAULT_OPTIONS) -> Answer[StorageInfo]:
         """Return totals."""

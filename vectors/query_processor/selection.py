@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import cast
 
@@ -14,6 +15,14 @@ from vectors.query_processor.port import QueryProcessor
 def query_processor() -> QueryProcessor:
     """Return the query processor named by MLVDB_QUERY_PROCESSOR (one per process, stateless)."""
     return _instance(settings.MLVDB_QUERY_PROCESSOR)
+
+
+def query_processor_for(request_checkpoint: Callable[[str], object]) -> QueryProcessor:
+    """Return a query processor of its own, for a program that does the node's background work itself.
+
+    `request_checkpoint` is called with a shard's uid when a checkpoint of it is due.
+    """
+    return cast(QueryProcessor, import_string(settings.MLVDB_QUERY_PROCESSOR)(request_checkpoint=request_checkpoint))
 
 
 @cache

@@ -12,9 +12,11 @@ from vectors.engine.namespace import NamespaceSpec, NamespaceView
 from vectors.engine.operations import Upsert
 from vectors.engine.parts import Part
 from vectors.engine.shard import ShardEngine
-from vectors.errors import DimensionMismatch, NamespaceNotFound, TokenLost, VectorNotFound
+from vectors.errors import DimensionMismatch, NamespaceNotFound, NotReady, TokenLost, VectorNotFound
 from vectors.query_processor.port import Hit, NamespaceInfo, RequestOptions, SearchRequest, VectorBatch
+from vectors.store import log, terms
 from vectors.store.recovery import OpenShard
+from vectors.store.terms import TokenState
 from vectors.tokens import parse_token
 
 
@@ -123,20 +125,28 @@ def namespace_info(engine: ShardEngine, name: str) -> NamespaceInfo:
 
 
 def check_tokens(opened: OpenShard, options: RequestOptions) -> None:
-    """Raise TokenLost when a session token of this shard names an entry that its log does not have."""
+    """Raise TokenLost for a session token whose entry this log will not get, NotReady for one that it may still get.
+
+    Every acknowledged entry of this log is in the engine by now: a primary of the token's term has it or never will.
+    """
     if not options.min_seq:
         return
     text = options.min_seq.get(opened.head.label)
     if text is None:
         return
     token = parse_token(text)
-    # Every acknowledged entry of this log is in the engine by now, so what it does not have will not come.
-    if not token.names(opened.head.uid) or (token.term, token.seq) > (opened.engine.term, opened.engine.seq):
-        raise TokenLost(
-            f"shard {opened.head.label} does not have the entry of that token",
-            field="min_seq",
-            detail={"shard": opened.head.label, "token": text},
-        )
+    shard_id, label = opened.head.shard_id, opened.head.label
+    state = terms.token_state(token, uid=opened.head.uid, history=terms.read_terms(shard_id), seq=opened.engine.seq)
+    if state is TokenState.HELD:
+        return
+    detail = {"shard": label, "token": text}
+    if state is TokenState.LATER:
+        head = log.read_head(shard_id)
+        if head is None or not head.takes_writes or token.term > head.term:
+            raise NotReady(
+                f"this copy of shard {label} does not have the entry of that token yet", detail=detail, retry_after_s=1
+            )
+    raise TokenLost(f"shard {label} does not have the entry of that token", field="min_seq", detail=detail)
 
 
 def lost_entries(opened: OpenShard) -> int:

@@ -5,7 +5,8 @@ Preconditions: the maintenance lease. Steps, each safe to lose to a crash:
 2. write a segment of the tail's living rows, merged with older segments where size tiers ask for it, and a file of
    deletions for every other segment that lost rows: new names, fsynced, so that no reader sees them yet;
 3. in one transaction check lease, manifest and incarnation, add the manifest of S and point the head at it;
-4. remove log entries up to S, little by little, and files that neither this manifest nor the one before lists.
+4. remove log entries up to S, little by little, and files that neither this manifest nor the one before lists, as
+   far as no pin holds them.
 Afterwards every process notices the new manifest, maps it and drops the part of its tail that it covers.
 """
 
@@ -20,23 +21,22 @@ from dataclasses import dataclass
 
 import numpy as np
 from django.conf import settings
-from django.db import connection, transaction
+from django.db import transaction
 from django.db.models import F
-from django.db.models.functions import Length
 
 from vectors.engine.namespace import NamespaceEngine
 from vectors.engine.parts import FrozenPart, Part
 from vectors.errors import LeaseLost, ShardDamaged
-from vectors.models import LogEntry, Manifest, ShardHead
+from vectors.models import Manifest, ShardHead
 from vectors.store import leases, recovery
+from vectors.store.cleaning import clean
 from vectors.store.faults import storage_faults
-from vectors.store.manifests import ManifestRecord, NamespaceRecord, document_crc32, read_manifest, segment_directory
-from vectors.store.segment_files import SegmentRecord, remove_unlisted, write_deleted, write_segment
+from vectors.store.manifests import ManifestRecord, NamespaceRecord, document_crc32, segment_directory
+from vectors.store.segment_files import SegmentRecord, write_deleted, write_segment
 
 logger = logging.getLogger(__name__)
 
 _SMALLEST_TIER_BYTES = 4 * 1024 * 1024
-_MANIFESTS_KEPT = 2
 _DEAD_SHARE = 0.3
 
 # Shard → the manifest its tail was seen behind, and since when.
@@ -97,7 +97,7 @@ def _run(head: ShardHead, lease: leases.Lease) -> CheckpointResult | None:
     if opened.damage:
         raise ShardDamaged(f"shard {head.label} has lost data; its tail is kept as it is", detail=opened.damage)
     if opened.engine.seq == opened.manifest.seq:
-        _clean(head, opened.manifest, lease)
+        clean(head, opened.manifest, lease)
         return None
     writer = _Writer(opened, lease.token)
     try:
@@ -106,7 +106,7 @@ def _run(head: ShardHead, lease: leases.Lease) -> CheckpointResult | None:
     except BaseException:
         writer.discard()
         raise
-    _clean(head, manifest, lease)
+    clean(head, manifest, lease)
     result = CheckpointResult(
         shard=head.label,
         seq=manifest.seq,
@@ -226,43 +226,3 @@ def _commit(head: ShardHead, opened: recovery.OpenShard, manifest: ManifestRecor
             document=document,
             crc32=document_crc32(document),
         )
-
-
-def _clean(head: ShardHead, manifest: ManifestRecord, lease: leases.Lease) -> None:
-    """Remove what no reader needs: covered log entries, older manifests, files that the kept manifests do not list.
-
-    The manifest before this one is kept, since a process may be opening it now. Files are removed only where a lease
-    before this one wrote them: whoever took this lease over may be writing, and what it writes is not listed yet.
-    """
-    _prune_log(head, manifest.seq)
-    Manifest.objects.filter(shard_id=head.pk, number__lte=manifest.number - _MANIFESTS_KEPT).delete()
-    listed: dict[str, dict[str, set[str]]] = {}
-    for number in Manifest.objects.filter(shard_id=head.pk).values_list("number", flat=True):
-        for uid, record in read_manifest(head.pk, number).namespaces.items():
-            segments = listed.setdefault(uid, {})
-            for segment in record.segments:
-                segments.setdefault(segment.uid, set()).add(segment.deleted or "")
-    root = segment_directory(head.uid, "").resolve()
-    if root.is_dir():
-        for directory in root.iterdir():
-            remove_unlisted(directory, keep=listed.get(directory.name, {}), below=lease.token)
-
-
-def _prune_log(head: ShardHead, through: int) -> None:
-    # Short transactions: a large delete would hold the write lock against inserts.
-    while True:
-        sizes = (
-            LogEntry.objects.filter(shard_id=head.pk, seq__lte=through)
-            .order_by("seq")
-            .annotate(size=Length("payload"))
-            .values_list("seq", "size")[:1000]
-        )
-        total, last = 0, None
-        for seq, size in sizes:
-            total, last = total + size, seq
-            if total >= settings.MLVDB_LOG_PRUNE_BYTES:
-                break
-        if last is None:
-            return
-        with connection.cursor() as cursor:
-            cursor.execute("DELETE FROM vectors_logentry WHERE shard_id = %s AND seq <= %s", (head.pk, last))

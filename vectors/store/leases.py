@@ -43,7 +43,7 @@ class Lease:
     def check(self) -> None:
         """Raise LeaseLost unless the lease is still this one; inside a transaction that holds until its end."""
         held = LeaseRow.objects.filter(name=self.name, token=self.token, owner=self.owner)
-        if connection.features.has_select_for_update:
+        if connection.features.has_select_for_update and connection.in_atomic_block:
             held = held.select_for_update()
         if not held.exists():
             raise LeaseLost(f"the lease {self.name} was taken over")
@@ -63,9 +63,7 @@ class Lease:
         try:
             while not self._stop.wait(settings.MLVDB_LEASE_S / 5):
                 try:
-                    LeaseRow.objects.filter(name=self.name, token=self.token).update(
-                        beats=F("beats") + 1
-                    )
+                    LeaseRow.objects.filter(name=self.name, token=self.token).update(beats=F("beats") + 1)
                 except Exception:
                     # A missed bump is what the lease is made for; the token keeps a late effect out.
                     logger.warning("lease_bump_failed lease=%s", self.name, exc_info=True)
@@ -101,7 +99,7 @@ def take_lease(name: str, owner: str) -> Lease | None:
 
 
 def seize_lease(name: str, owner: str) -> Lease:
-    """Take a lease whoever holds it: for what makes the holder's work void. Its token keeps the holder's effects out."""
+    """Take a lease whoever holds it, for what makes the holder's work void; the new token keeps its effects out."""
     while True:
         row, _ = LeaseRow.objects.get_or_create(name=name)
         taken = LeaseRow.objects.filter(pk=row.pk, token=row.token).update(owner=owner, token=row.token + 1, beats=0)

@@ -1,42 +1,41 @@
-"""The log of a shard copy: append and read, in plain SQL over the tables of `vectors.models`.
+"""The log of a shard copy: its head and entries, in plain SQL over the tables of `vectors.models`.
 
-Append: writers of one process queue up; the first takes everything that waits into one transaction (one fsync), so
-the rate of small writes is not bound to the rate of syncs. Between processes an flock orders the appends to an SQLite
-file, since SQLite's own waiting backs off to tens of milliseconds. In the transaction the head row is locked, so seqs
-are committed in order and without gaps.
+Whatever changes a log does so in an `append_transaction`: the head row is locked in it, so seqs are committed in order
+and without gaps, and a promise to a newer primary keeps out every append that comes after it. Clients' writes get
+there through `vectors.store.appender`, the entries of a primary through `vectors.store.receive`.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
 import struct
-import threading
-import time
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from django.conf import settings
-from django.db import DEFAULT_DB_ALIAS, connection, connections, transaction
+from django.db import connection, transaction
 from django.utils import timezone
 
 from vectors.engine.operations import Kind, Operation, PayloadError, decode
-from vectors.errors import (
-    CheckpointBehind,
-    CorruptRecord,
-    MLVectorDBError,
-    NamespaceNotFound,
-    ShardDamaged,
-    StorageBusy,
-)
+from vectors.errors import CheckpointBehind, CorruptRecord, NamespaceNotFound, NotPrimary, ShardDamaged
+from vectors.store.append_lock import writers_in_line
 from vectors.store.faults import storage_faults
+from vectors.store.statements import many, one
 
 _STAMP = struct.Struct("<qqB32s")
+
+
+class Position(NamedTuple):
+    """Where an entry stands in a log, and how far a log goes: positions compare by term, then seq."""
+
+    term: int
+    seq: int
+
+
+START = Position(1, 0)
+"""The position of a log without entries."""
 
 
 class Head(NamedTuple):
@@ -51,13 +50,21 @@ class Head(NamedTuple):
     manifest: int
     tail_bytes: int
     damage: str | None
+    manifest_seq: int
+    promised_term: int
+    voted_for: str
+    is_primary: bool
+    knocked: bool
 
+    @property
+    def position(self) -> Position:
+        """Of the newest entry."""
+        return Position(self.term, self.last_seq)
 
-class Position(NamedTuple):
-    """Where an entry was committed."""
-
-    term: int
-    seq: int
+    @property
+    def takes_writes(self) -> bool:
+        """Whether clients' writes may be appended: by the primary, until it has promised a higher term."""
+        return self.is_primary and self.promised_term == self.term
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,22 +93,31 @@ def checksum(seq: int, term: int, kind: int, namespace: str, payload_crc32: int)
     return zlib.crc32(_STAMP.pack(seq, term, kind, namespace.encode()), payload_crc32)
 
 
-_HEAD_COLUMNS = "id, uid, label, term, last_seq, incarnation, manifest, tail_bytes, damage"
+_HEAD_COLUMNS = (
+    "id, uid, label, term, last_seq, incarnation, manifest, tail_bytes, damage, manifest_seq, promised_term, voted_for,"
+    " is_primary, knocked"
+)
 _READ_HEADS = f"SELECT {_HEAD_COLUMNS} FROM vectors_shardhead ORDER BY id"
 _READ_HEAD = f"SELECT {_HEAD_COLUMNS} FROM vectors_shardhead WHERE id = %s"
+_READ_MARK = "SELECT incarnation, last_seq FROM vectors_shardhead WHERE id = %s"
 _LOCK_HEAD = _READ_HEAD + " FOR UPDATE"
 _READ_ALIVE = "SELECT 1 FROM vectors_namespace WHERE shard_id = %s AND uid = %s AND dropped_at IS NULL"
 _INSERT = (
     "INSERT INTO vectors_logentry (shard_id, seq, term, namespace, kind, rows, payload, crc32, created_at)"
     " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)"
 )
-_ADVANCE = "UPDATE vectors_shardhead SET last_seq = %s, tail_bytes = tail_bytes + %s WHERE id = %s"
+_ADVANCE = "UPDATE vectors_shardhead SET last_seq = %s, tail_bytes = tail_bytes + %s, knocked = TRUE WHERE id = %s"
+_MOVE = (
+    "UPDATE vectors_shardhead SET term = %s, last_seq = %s, tail_bytes = %s, incarnation = %s, promised_term = %s,"
+    " voted_for = %s, is_primary = %s, knocked = %s WHERE id = %s"
+)
+_READ_KNOCKED = "SELECT knocked FROM vectors_shardhead WHERE id = %s"
+_CLEAR_KNOCKED = "UPDATE vectors_shardhead SET knocked = FALSE WHERE id = %s"
 _READ_AFTER = (
     "SELECT seq, term, namespace, kind, payload, crc32 FROM vectors_logentry"
     " WHERE shard_id = %s AND seq > %s AND seq <= %s ORDER BY seq"
 )
 _FETCHED_ROWS = 16
-_LOOK_AGAIN_S = 0.05
 
 
 @storage_faults()
@@ -114,34 +130,31 @@ def read_heads() -> list[Head]:
 
 @storage_faults()
 def read_head(shard_id: int) -> Head | None:
-    """Return the head of one shard copy; one short statement, since every request asks.
-
-    Raise StorageError and the like.
-    """
-    row = _one(_READ_HEAD, (shard_id,))
+    """Return the head of one shard copy. Raise StorageError and the like."""
+    row = one(_READ_HEAD, (shard_id,))
     return None if row is None else Head._make(row)
 
 
-def _one(statement: str, parameters: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    """Run a statement of the hot path and return its first row.
+@storage_faults()
+def knock_clear(shard_id: int) -> None:
+    """Let the next append tell the senders again; call it before reading the head that is to be sent.
 
-    On SQLite it goes to the driver directly: Django's cursor costs three times the statement.
+    Raise StorageError and the like.
     """
-    database = connections[DEFAULT_DB_ALIAS]
-    if database.vendor == "sqlite":
-        database.ensure_connection()
-        with database.wrap_database_errors:
-            found: tuple[Any, ...] | None = database.connection.execute(_for_sqlite(statement), parameters).fetchone()
-            return found
-    with database.cursor() as cursor:
-        cursor.execute(statement, parameters)
-        row: tuple[Any, ...] | None = cursor.fetchone() if cursor.description is not None else None
-        return row
+    row = one(_READ_KNOCKED, (shard_id,))
+    if row is not None and row[0]:
+        with writers_in_line():
+            one(_CLEAR_KNOCKED, (shard_id,))
 
 
-@cache
-def _for_sqlite(statement: str) -> str:
-    return statement.replace("%s", "?")
+@storage_faults()
+def read_mark(shard_id: int) -> tuple[int, int] | None:
+    """Return incarnation and last seq of one shard copy, of its head only what every request asks.
+
+    Raise StorageError and the like.
+    """
+    row = one(_READ_MARK, (shard_id,))
+    return None if row is None else (row[0], row[1])
 
 
 def read_after(shard_id: int, seq: int, *, through: int) -> Iterator[Entry]:
@@ -158,193 +171,144 @@ def read_after(shard_id: int, seq: int, *, through: int) -> Iterator[Entry]:
                 yield Entry(number, term, namespace, kind, bytes(payload), crc32)
 
 
-@dataclass(slots=True, eq=False)
-class _Waiting:
-    """A write in the queue, and what became of it."""
-
-    namespace: str
-    kind: Kind
-    rows: int
-    payload: bytes
-    payload_crc32: int
-    position: Position | None = None
-    error: Exception | None = None
-    done: bool = False
-
-
-class Appender:
-    """Appends of this process to one shard's log, several waiting writes to a commit.
-
-    `tail_bytes` is the length of the tail after the newest of them.
-    """
-
-    def __init__(self, shard_id: int) -> None:
-        self._shard_id = shard_id
-        self.tail_bytes = 0
-        self._queue: list[_Waiting] = []
-        self._queue_lock = threading.Lock()
-        self._commit_lock = threading.Lock()
-
-    def append(self, *, namespace: str, kind: Kind, rows: int, payload: bytes) -> Position:
-        """Commit one data entry for a living namespace and return its position.
-
-        Raise NamespaceNotFound when it was dropped, CheckpointBehind at the hard limit of the tail, ShardDamaged, and
-        StorageFull, StorageBusy or StorageError as the database fails. Then nothing was written.
-        """
-        waiting = _Waiting(namespace, kind, rows, payload, zlib.crc32(payload))
-        with self._queue_lock:
-            self._queue.append(waiting)
-        deadline = time.monotonic() + settings.MLVDB_DATABASE_TIMEOUT_S
-        # Whoever holds the lock may be committing this write along with its own.
-        while not waiting.done:
-            if self._commit_lock.acquire(timeout=_LOOK_AGAIN_S):
-                try:
-                    while not waiting.done:
-                        self._commit(self._take())
-                finally:
-                    self._commit_lock.release()
-            elif time.monotonic() > deadline and self._withdraw(waiting):
-                raise StorageBusy("other writes hold the log for too long", retry_after_s=1)
-        if waiting.error is not None:
-            raise waiting.error
-        assert waiting.position is not None
-        return waiting.position
-
-    def _withdraw(self, waiting: _Waiting) -> bool:
-        with self._queue_lock:
-            if waiting in self._queue:
-                self._queue.remove(waiting)
-                return True
-        return False
-
-    def _take(self) -> list[_Waiting]:
-        taken: list[_Waiting] = []
-        total = 0
-        with self._queue_lock:
-            while self._queue and (
-                not taken or total + len(self._queue[0].payload) <= settings.MLVDB_COMMIT_GROUP_BYTES
-            ):
-                total += len(self._queue[0].payload)
-                taken.append(self._queue.pop(0))
-        return taken
-
-    def _commit(self, group: Sequence[_Waiting]) -> None:
-        try:
-            with append_transaction(self._shard_id) as log:
-                for waiting in group:
-                    try:
-                        waiting.position = log.add_data(
-                            waiting.namespace, waiting.kind, waiting.rows, waiting.payload, waiting.payload_crc32
-                        )
-                    except MLVectorDBError as error:
-                        waiting.error = error
-            self.tail_bytes = log.tail_bytes
-        except Exception as error:
-            for waiting in group:
-                waiting.position, waiting.error = None, waiting.error or error
-        finally:
-            for waiting in group:
-                waiting.done = True
-
-
 class OpenLog:
-    """A log whose head is locked, inside the transaction that appends to it."""
+    """A log whose head is locked, inside the transaction that changes it; `head` is what it was before."""
 
     def __init__(self, head: Head) -> None:
         self.head = head
-        self._last_seq = head.last_seq
+        self._last_seq, self._term = head.last_seq, head.term
         self._bytes = 0
         self._alive: set[str] = set()
+        # What is seldom changed, by the field of the head; None where an append of the primary is all that happens.
+        self._changes: dict[str, Any] | None = None
 
     def add_data(self, namespace: str, kind: Kind, rows: int, payload: bytes, payload_crc32: int) -> Position:
         """Add an entry of rows; refused also for a dropped namespace and for too long a tail."""
+        self.check_writable()
         if self.tail_bytes + len(payload) > settings.MLVDB_TAIL_HARD_BYTES:
             raise CheckpointBehind("the tail has reached MLVDB_TAIL_HARD_BYTES; a checkpoint is due", retry_after_s=2)
         if namespace not in self._alive:
-            if _one(_READ_ALIVE, (self.head.shard_id, namespace)) is None:
+            if one(_READ_ALIVE, (self.head.shard_id, namespace)) is None:
                 raise NamespaceNotFound("the namespace was dropped")
             self._alive.add(namespace)
         return self.add(namespace, kind, rows, payload, payload_crc32)
 
     def add(self, namespace: str, kind: Kind, rows: int, payload: bytes, payload_crc32: int) -> Position:
-        """Add an entry; raise ShardDamaged for a shard that has lost data."""
-        if self.head.damage is not None:
-            raise ShardDamaged(
-                f"shard {self.head.label} has lost data and is read-only", detail={"shard": self.head.label}
-            )
+        """Add an entry as the primary; raise NotPrimary, and ShardDamaged for a shard that has lost data."""
+        self.check_writable()
+        check_whole(self.head)
         self._last_seq += 1
         self._bytes += len(payload)
-        seq, term = self._last_seq, self.head.term
+        seq, term = self._last_seq, self._term
         crc32 = checksum(seq, term, kind, namespace, payload_crc32)
-        _one(_INSERT, (self.head.shard_id, seq, term, namespace, int(kind), rows, payload, crc32, timezone.now()))
+        one(_INSERT, (self.head.shard_id, seq, term, namespace, int(kind), rows, payload, crc32, timezone.now()))
         return Position(term, seq)
+
+    def copy(self, entries: Iterable[tuple[Entry, int]]) -> None:
+        """Add checked entries of the primary's log as they are, each with its number of rows; they must follow."""
+        self._changes = self._changes or {}
+        now = timezone.now()
+        rows = []
+        for entry, count in entries:
+            assert entry.seq == self._last_seq + 1
+            self._last_seq, self._term = entry.seq, entry.term
+            self._bytes += len(entry.payload)
+            rows.append(
+                (
+                    self.head.shard_id,
+                    entry.seq,
+                    entry.term,
+                    entry.namespace,
+                    entry.kind,
+                    count,
+                    entry.payload,
+                    entry.crc32,
+                    now,
+                )
+            )
+        many(_INSERT, rows)
+
+    def cut(self, to: Position, *, tail_bytes: int) -> None:
+        """Move the head back to `to`, which leaves a tail of `tail_bytes`; engines of the longer log are void."""
+        self._last_seq, self._term = to.seq, to.term
+        self._bytes = tail_bytes - self.head.tail_bytes
+        self._changes = {**(self._changes or {}), "incarnation": self.head.incarnation + 1}
+
+    def promise(self, term: int, *, voted_for: str = "") -> None:
+        """Refuse every older term from here on, this copy's own as well."""
+        self._changes = {**(self._changes or {}), "promised_term": term, "voted_for": voted_for}
+
+    def release(self) -> None:
+        """Be a replica from here on."""
+        self._changes = {**(self._changes or {}), "is_primary": False}
+
+    def start(self, term: int, *, node: str) -> None:
+        """Be the primary of `term` from here on: entries added are of that term."""
+        self._changes = {"promised_term": term, "voted_for": node, "is_primary": True}
+        self._term = term
+
+    def check_writable(self) -> None:
+        """Raise NotPrimary unless this copy orders its shard's writes and has promised nothing else."""
+        head = self.head if self._changes is None else self.new_head
+        if not head.is_primary or head.promised_term != self._term:
+            raise NotPrimary(
+                f"this copy of shard {head.label} takes no writes: another is, or becomes, its primary",
+                detail={"shard": head.label, "term": head.term, "promised_term": head.promised_term},
+            )
 
     @property
     def tail_bytes(self) -> int:
         """Payload bytes of the tail with what was added."""
         return self.head.tail_bytes + self._bytes
 
+    @property
+    def has_knocked(self) -> bool:
+        """Whether what was added is the first since the senders looked."""
+        return self._last_seq != self.head.last_seq and not self.head.knocked
+
+    @property
+    def new_head(self) -> Head:
+        """The head as it is once this is committed."""
+        head = self.head._replace(
+            term=self._term, last_seq=self._last_seq, tail_bytes=self.tail_bytes, **(self._changes or {})
+        )
+        return head._replace(knocked=head.knocked or (head.is_primary and head.last_seq != self.head.last_seq))
+
     def close(self) -> None:
         """Move the head over what was added."""
-        if self._last_seq != self.head.last_seq:
-            _one(_ADVANCE, (self._last_seq, self._bytes, self.head.shard_id))
+        if self._changes is not None:
+            new = self.new_head
+            one(
+                _MOVE,
+                (
+                    new.term,
+                    new.last_seq,
+                    new.tail_bytes,
+                    new.incarnation,
+                    new.promised_term,
+                    new.voted_for,
+                    new.is_primary,
+                    new.knocked,
+                    new.shard_id,
+                ),
+            )
+        elif self._last_seq != self.head.last_seq:
+            one(_ADVANCE, (self._last_seq, self._bytes, self.head.shard_id))
+
+
+def check_whole(head: Head) -> None:
+    """Raise ShardDamaged for a shard that has lost data."""
+    if head.damage is not None:
+        raise ShardDamaged(f"shard {head.label} has lost data and is read-only", detail={"shard": head.label})
 
 
 @contextmanager
 def append_transaction(shard_id: int) -> Iterator[OpenLog]:
     """Open a transaction with the shard's head locked; what the block adds is committed, durably, when it ends."""
-    with storage_faults(), _writers_in_line(), transaction.atomic(durable=True):
-        row = _one(_LOCK_HEAD if connection.features.has_select_for_update else _READ_HEAD, (shard_id,))
+    with storage_faults(), writers_in_line(), transaction.atomic(durable=True):
+        row = one(_LOCK_HEAD if connection.features.has_select_for_update else _READ_HEAD, (shard_id,))
         if row is None:
             raise ShardDamaged(f"shard copy {shard_id} is not on this node")
         log = OpenLog(Head._make(row))
         yield log
         log.close()
-
-
-class _LockFile:
-    """An open lock file; closed when its thread ends and lets go of it."""
-
-    def __init__(self, path: Path) -> None:
-        self.opened = (os.getpid(), path)
-        self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-
-    def __del__(self) -> None:
-        with suppress(OSError, AttributeError):
-            os.close(self.descriptor)
-
-
-class _Line(threading.local):
-    """The lock file of each thread: flock belongs to an open file, so threads must not share one."""
-
-    file: _LockFile | None = None
-
-
-_line = _Line()
-
-
-@contextmanager
-def _writers_in_line() -> Iterator[None]:
-    if connection.vendor != "sqlite":
-        yield
-        return
-    path = settings.NODE_FILES.append_lock
-    file = _line.file
-    if file is None or file.opened != (os.getpid(), path):
-        file = _line.file = _LockFile(path)
-    deadline = time.monotonic() + settings.MLVDB_DATABASE_TIMEOUT_S
-    pause_s = 0.00005
-    while True:
-        try:
-            fcntl.flock(file.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            # A lock with a deadline: flock itself would wait for a stopped process for ever.
-            if time.monotonic() > deadline:
-                raise StorageBusy("another process holds the log for too long", retry_after_s=1) from None
-            time.sleep(pause_s)
-            pause_s = min(2 * pause_s, 0.001)
-    try:
-        yield
-    finally:
-        fcntl.flock(file.descriptor, fcntl.LOCK_UN)

@@ -54,6 +54,25 @@ class ManifestRecord:
             },
         }
 
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any], *, number: int, seq: int, term: int) -> ManifestRecord:
+        """Read `to_document`'s result."""
+        namespaces = {
+            uid: NamespaceRecord(
+                NamespaceSpec(
+                    uid,
+                    entry["name"],
+                    entry["dimension"],
+                    cast(Metric, entry["metric"]),
+                    entry["recall_target"],
+                    entry["picture"],
+                ),
+                [SegmentRecord.from_document(segment) for segment in entry["segments"]],
+            )
+            for uid, entry in document["namespaces"].items()
+        }
+        return cls(number, seq, term, namespaces)
+
     @property
     def size_bytes(self) -> int:
         """Bytes of all segment files."""
@@ -79,18 +98,4 @@ def read_manifest(shard_id: int, number: int) -> ManifestRecord:
         raise CorruptSegment(f"the checksum of manifest {number} is wrong", detail={"manifest": number})
     if row.document["format"] != FORMAT:
         raise CorruptSegment(f"manifest {number} is of a newer format", detail={"manifest": number})
-    namespaces = {
-        uid: NamespaceRecord(
-            NamespaceSpec(
-                uid,
-                entry["name"],
-                entry["dimension"],
-                cast(Metric, entry["metric"]),
-                entry["recall_target"],
-                entry["picture"],
-            ),
-            [SegmentRecord.from_document(segment) for segment in entry["segments"]],
-        )
-        for uid, entry in row.document["namespaces"].items()
-    }
-    return ManifestRecord(row.number, row.seq, row.term, namespaces)
+    return ManifestRecord.from_document(row.document, number=row.number, seq=row.seq, term=row.term)

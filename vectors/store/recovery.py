@@ -130,7 +130,9 @@ def note_damage(opened: OpenShard, what: str, found: Any) -> None:
     """Remember damage in the opened shard and on its head row, so that no process accepts writes on top of it."""
     opened.damage[what] = found
     logger.error("shard_damaged shard=%s what=%s found=%s", opened.head.label, what, found)
-    ShardHead.objects.filter(pk=opened.head.shard_id, damage__isnull=True).update(damage=opened.damage)
+    # A copy that was refilled meanwhile is another one: what was found says nothing about it.
+    same = ShardHead.objects.filter(pk=opened.head.shard_id, incarnation=opened.head.incarnation)
+    same.filter(damage__isnull=True).update(damage=opened.damage)
 
 
 def _open(head: log.Head, *, budget: ColumnBudget | None, progress: Progress | None) -> OpenShard:

@@ -38,12 +38,30 @@ from vectors.engine.packed import PackedBytes, pack
 from vectors.engine.parts import FrozenPart, Part
 from vectors.errors import CorruptSegment
 
+FILE_NAMES = frozenset(
+    {
+        "vectors.f32.npy",
+        "squared_norms.f64.npy",
+        "slots.u16.npy",
+        "seqs.i64.npy",
+        "keys.bin",
+        "keys.u64.npy",
+        "metadata.bin",
+        "metadata.u64.npy",
+        "hashes.u64.npy",
+        "hash_rows.u32.npy",
+    }
+)
+"""The files every segment has."""
+
 _CHUNK_ROWS = 8192
 _READ_BYTES = 4 * 1024 * 1024
 _TOKEN_DIGITS = 8
-_BUILDING = ".building-"
+BUILDING = ".building-"
+"""Begins the name of a segment's directory until all its files are in it."""
 # A mapping holds a file descriptor and one of the system's few map entries: small files are read instead.
 _MAP_FROM_BYTES = 128 * 1024
+_NO_LINKS = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
 _LOST = frozenset({errno.ENOENT, errno.EIO, errno.ENOTDIR, errno.EISDIR})
 
 
@@ -102,29 +120,39 @@ def write_segment(parent: Path, *, rows: Rows, dimension: int, token: int) -> Se
 
     The uid begins with the writer's lease token. On an error, a full disk say, nothing of it stays.
     """
-    uid = f"{token:0{_TOKEN_DIGITS}x}{uuid.uuid4().hex[_TOKEN_DIGITS:]}"
-    _make_directories(parent)
-    building = parent / f"{_BUILDING}{uid}"
+    uid = segment_uid(token)
+    make_directories(parent)
+    building = parent / f"{BUILDING}{uid}"
     building.mkdir()
     try:
         files = _write_files(building, rows, dimension)
-        _sync_directory(building)
+        sync_directory(building)
         building.rename(parent / uid)
-        _sync_directory(parent)
+        sync_directory(parent)
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
         raise
     return SegmentRecord(uid, len(rows), dimension, files)
 
 
+def segment_uid(token: int) -> str:
+    """Return the uid of a new segment, which says under which lease it was written."""
+    return f"{token:0{_TOKEN_DIGITS}x}{uuid.uuid4().hex[_TOKEN_DIGITS:]}"
+
+
+def deleted_name(seq: int, token: int) -> str:
+    """Return the name of a file of deletions as of `seq`, which says under which lease it was written."""
+    return f"deleted.{seq}.{token:x}.npy"
+
+
 def write_deleted(directory: Path, *, seq: int, deleted: np.ndarray, token: int) -> tuple[str, FileStamp]:
     """Write the deletions (n,) bool of a segment as of `seq`; return the file's name and stamp."""
-    name = f"deleted.{seq}.{token:x}.npy"
+    name = deleted_name(seq, token)
     temporary = directory / f".{name}-{uuid.uuid4().hex}"
     try:
         stamp = _write_array(temporary, np.packbits(deleted))
         temporary.rename(directory / name)
-        _sync_directory(directory)
+        sync_directory(directory)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -215,7 +243,7 @@ def remove_unlisted(parent: Path, *, keep: Mapping[str, set[str]], below: int) -
     if not parent.is_dir():
         return 0
     for directory in parent.iterdir():
-        uid = directory.name.removeprefix(_BUILDING)
+        uid = directory.name.removeprefix(BUILDING)
         if uid not in keep or uid != directory.name:
             if _token_of(uid[:_TOKEN_DIGITS]) < below:
                 shutil.rmtree(directory, ignore_errors=True)
@@ -232,20 +260,52 @@ def remove_unlisted(parent: Path, *, keep: Mapping[str, set[str]], below: int) -
     return removed
 
 
+def make_directories(path: Path) -> None:
+    """Make a directory and those above it, each on disk in its parent before anything is in it."""
+    if path.is_dir():
+        return
+    make_directories(path.parent)
+    path.mkdir(exist_ok=True)
+    sync_directory(path.parent)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Let `target` be the same file as `source`; where the file systems cannot link, a copy that is on disk.
+
+    Raise FileNotFoundError when there is no source.
+    """
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        return
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        temporary = target.with_name(f".{target.name}-{uuid.uuid4().hex}")
+        try:
+            shutil.copyfile(source, temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.rename(target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def sync_directory(directory: Path) -> None:
+    """Put on disk which names a directory has."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _token_of(text: str) -> int:
     try:
         return int(text, 16)
     except ValueError:
         return 0
-
-
-def _make_directories(path: Path) -> None:
-    """Make a directory and those above it, each on disk in its parent before anything is in it."""
-    if path.is_dir():
-        return
-    _make_directories(path.parent)
-    path.mkdir(exist_ok=True)
-    _sync_directory(path.parent)
 
 
 def _write_files(directory: Path, rows: Rows, dimension: int) -> dict[str, FileStamp]:
@@ -369,11 +429,3 @@ def _map_bytes(path: Path) -> np.ndarray:
     if path.stat().st_size < _MAP_FROM_BYTES:
         return np.frombuffer(path.read_bytes(), dtype=np.uint8)
     return np.memmap(path, dtype=np.uint8, mode="r").view(np.ndarray)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

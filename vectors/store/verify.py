@@ -14,12 +14,15 @@ from vectors.engine import ids
 from vectors.engine.digest import view_digest
 from vectors.engine.distances import squared_norms
 from vectors.engine.namespace import NamespaceEngine
+from vectors.engine.operations import StartTerm
 from vectors.engine.parts import FrozenPart
 from vectors.errors import CorruptRecord, CorruptSegment
 from vectors.models import LogEntry, Manifest, Namespace, ShardHead
 from vectors.store import log, recovery
+from vectors.store.log import START
 from vectors.store.manifests import read_manifest, segment_directory
 from vectors.store.segment_files import check_file
+from vectors.store.terms import History, TermStart, read_terms, term_at
 
 _CHUNK_ROWS = 8192
 _ATTEMPTS = 4
@@ -40,40 +43,63 @@ class Verification:
 def verify_shard(head: ShardHead, *, tell: Callable[[str], None] = lambda line: None) -> Verification:
     """Check one shard copy, reading everything; changes nothing and may run beside a serving node.
 
-    What it finds while a checkpoint removes entries and files is looked at again. Raise WrongNode, and StorageError
-    and the like.
+    What it finds while a checkpoint, a cut or a promotion changes the copy is looked at again. Raise WrongNode, and
+    StorageError and the like.
     """
     recovery.check_node(head.pk)
     for _attempt in range(_ATTEMPTS):
-        result, manifest = _verify(head, tell)
+        result, seen = _verify(head, tell)
         now = log.read_head(head.pk)
-        if not result.findings or now is None or now.manifest == manifest:
+        if not result.findings or now is None or _shape(now) == _shape(seen):
             break
     return result
 
 
-def _verify(head: ShardHead, tell: Callable[[str], None]) -> tuple[Verification, int]:
+def _shape(head: log.Head) -> tuple[int, ...]:
+    """Return what only something else than an append changes."""
+    return head.manifest, head.incarnation, head.term
+
+
+def _verify(head: ShardHead, tell: Callable[[str], None]) -> tuple[Verification, log.Head]:
     current = log.read_head(head.pk)
     assert current is not None
     result = Verification(current.label, current.last_seq)
     tell(f"{current.label}: log up to seq {current.last_seq}, manifest {current.manifest}")
     if current.damage is not None:
         result.findings.append(f"marked as damaged: {current.damage}")
-    result.findings.extend(_check_log(current, result))
+    history = read_terms(head.pk)
+    result.findings.extend(_check_terms(current, history))
+    result.findings.extend(_check_log(current, history, result))
     result.findings.extend(_check_files(current, result))
     if result.findings:
-        return result, current.manifest
+        return result, current
     opened = recovery.open_shard(head.pk)
     tell(f"{current.label}: {result.entries} log entries and {result.files} files are intact")
     for namespace in opened.engine.namespaces():
         result.findings.extend(_check_namespace(namespace))
         result.digests[namespace.spec.name] = view_digest(namespace.view())
     result.findings.extend(_check_registry(head, opened))
-    return result, current.manifest
+    return result, current
 
 
-def _check_log(head: log.Head, result: Verification) -> Iterator[str]:
-    manifest_seq = ShardHead.objects.values_list("manifest_seq", flat=True).get(pk=head.shard_id)
+def _check_terms(head: log.Head, history: History) -> Iterator[str]:
+    for start, later in pairwise(history):
+        if start.term >= later.term or start.first_seq >= later.first_seq:
+            yield f"term {later.term} from seq {later.first_seq} does not follow term {start.term}"
+    if head.last_seq and history[-1].first_seq > head.last_seq:
+        yield f"term {history[-1].term} begins at seq {history[-1].first_seq}, behind the end of the log"
+    if head.term != term_at(history, head.last_seq):
+        yield f"the head is of term {head.term}, its last entry of term {term_at(history, head.last_seq)}"
+    if head.promised_term < head.term:
+        yield f"the head has promised term {head.promised_term} and is of term {head.term}"
+    for seq, term in Manifest.objects.filter(shard_id=head.shard_id).values_list("seq", "term"):
+        if seq and term != term_at(history, seq):
+            yield f"the manifest of seq {seq} is of term {term}, the log there of term {term_at(history, seq)}"
+
+
+def _check_log(head: log.Head, history: History, result: Verification) -> Iterator[str]:
+    manifest_seq = head.manifest_seq
+    starts = set(history)
     expected: int | None = None
     last_term = 0
     for entry in log.read_after(head.shard_id, 0, through=head.last_seq):
@@ -83,10 +109,19 @@ def _check_log(head: log.Head, result: Verification) -> Iterator[str]:
             yield f"log entries {manifest_seq + 1} to {entry.seq - 1} are missing"
         if entry.term < last_term or entry.term > head.term:
             yield f"log entry {entry.seq} has term {entry.term} out of order"
+        elif entry.term != term_at(history, entry.seq):
+            yield f"log entry {entry.seq} has term {entry.term}, by the terms noted {term_at(history, entry.seq)}"
         try:
-            entry.operation()
+            operation = entry.operation()
         except CorruptRecord as error:
             yield error.message
+        else:
+            before = term_at(history, entry.seq - 1)
+            is_start = TermStart(entry.term, entry.seq) in starts and (entry.term, entry.seq) != (START.term, 1)
+            if is_start != isinstance(operation, StartTerm):
+                yield f"log entry {entry.seq} {'does not begin' if is_start else 'begins'} term {entry.term}"
+            elif isinstance(operation, StartTerm) and operation.after != before:
+                yield f"log entry {entry.seq} follows term {operation.after}, the log before it is of term {before}"
         expected, last_term = entry.seq + 1, entry.term
         result.entries += 1
     if (expected or manifest_seq + 1) <= head.last_seq:

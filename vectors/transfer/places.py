@@ -16,7 +16,7 @@ from vectors.client import Client, ClientError, NotAuthenticated, Retries
 from vectors.engine.filters import Filter
 from vectors.engine.ids import id_of, key_of
 from vectors.errors import CheckpointBehind, MLVectorDBError
-from vectors.query_processor import LocalQueryProcessor, QueryProcessor, VectorBatch, query_processor
+from vectors.query_processor import VectorBatch, query_processor_for
 from vectors.query_processor.parsing import filter_of, metadata_of
 from vectors.transfer.companions import RowId
 from vectors.transfer.sources import Batch
@@ -173,15 +173,12 @@ class DataDirPlace:
         _migrate()
         self.name = f"the data dir {settings.NODE_FILES.root}"
         self._due: str | None = None
-        found = query_processor()
-        self._processor: QueryProcessor = (
-            LocalQueryProcessor(request_checkpoint=self._note_due) if isinstance(found, LocalQueryProcessor) else found
-        )
+        self._processor = query_processor_for(self._note_due)
 
     def known(self, namespace: str) -> Known | None:
         """Return what is known of a namespace, None when it does not exist."""
         try:
-            details = self._processor.namespace_details()
+            details = self._processor.namespace_details().value
         except MLVectorDBError as error:
             raise self._error(error) from error
         return next((Known(one.dimension, one.metric, one.count) for one in details if one.name == namespace), None)

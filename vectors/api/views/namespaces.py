@@ -67,10 +67,13 @@ class NamespacesView(NodeView):
 
     def get(self, request: Request) -> Response:
         """Return the names; with `detail=1` what is known of each."""
-        options_of(request)
+        options = options_of(request)
         if flag_of(request, "detail"):
-            return Response({"namespaces": [namespace_answer(info) for info in query_processor().namespace_details()]})
-        return Response({"namespaces": query_processor().list_namespaces()})
+            details = query_processor().namespace_details(options=options)
+            described = [namespace_answer(info) for info in details.value]
+            return Response({"namespaces": described}, headers=shard_headers(details))
+        names = query_processor().list_namespaces(options=options)
+        return Response({"namespaces": names.value}, headers=shard_headers(names))
 
     def get_view_name(self) -> str:
         """Return the title of the page."""

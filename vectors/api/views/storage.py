@@ -6,6 +6,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from mlvdb_site.http.views import NodeView
+from vectors.api.answers import shard_headers
 from vectors.api.options import CONSISTENCY_PARAMETERS, options_of
 from vectors.query_processor import query_processor
 
@@ -17,8 +18,8 @@ class StorageInfoView(NodeView):
 
     def get(self, request: Request) -> Response:
         """Return the totals."""
-        options_of(request)
-        info = query_processor().storage_info()
+        answer = query_processor().storage_info(options=options_of(request))
+        info = answer.value
         per_namespace = dict(info.vectors_per_namespace)
         return Response(
             {
@@ -29,7 +30,8 @@ class StorageInfoView(NodeView):
                 "vectors_per_namespace": per_namespace,
                 "namespace_count": len(per_namespace),
                 **info.sections,
-            }
+            },
+            headers=shard_headers(answer),
         )
 
     def get_view_name(self) -> str:

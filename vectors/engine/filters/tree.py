@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
+
+from vectors.engine.ids import id_of
 
 ID = "id"
 """The path that means the id of a row instead of a key of its metadata."""
@@ -16,6 +19,7 @@ ID = "id"
 ORDER_LOOKUPS = frozenset({"lt", "lte", "gt", "gte"})
 TEXT_LOOKUPS = frozenset({"contains", "startswith", "endswith", "icontains"})
 LOOKUPS = frozenset({"exact", "ne", "in", "range", "isnull"}) | ORDER_LOOKUPS | TEXT_LOOKUPS
+_LIST_LOOKUPS = frozenset({"in", "range"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +94,15 @@ class Filter:
         """Whether it is the empty filter, which every row matches."""
         return self.root == Conjunction(())
 
+    @property
+    def document(self) -> dict[str, Any]:
+        """The filter as a JSON object of the grammar: parsing it gives an equal filter.
+
+        Each lookup is written out, and what must hold together stands in an AND. So it may be deeper, and have more
+        members, than what was parsed: the limits of the grammar are for clients.
+        """
+        return _document(self.root)
+
     @cached_property
     def paths(self) -> tuple[str, ...]:
         """The metadata paths it looks at, each once."""
@@ -110,6 +123,32 @@ class Filter:
             else:
                 size += 300 + sum(60 + len(key) for key in leaf.keys)
         return size
+
+
+def _document(node: Node) -> dict[str, Any]:
+    match node:
+        case Conjunction(()):
+            return {}
+        case Conjunction(parts):
+            return {"AND": [_document(part) for part in parts]}
+        case Disjunction(parts):
+            return {"OR": [_document(part) for part in parts]}
+        case Negation(part):
+            return {"NOT": _document(part)}
+        case Condition():
+            values: list[Any] = [*node.numbers, *node.strings, *node.booleans]
+            return {f"{node.path}__{node.lookup}": values if node.lookup in _LIST_LOOKUPS else values[0]}
+        case IdCondition():
+            return {f"{ID}__{node.lookup}": _id_value(node)}
+
+
+def _id_value(node: IdCondition) -> Any:
+    if node.lookup == "isnull":
+        return node.null
+    if node.lookup in TEXT_LOOKUPS:
+        return node.text
+    ids = [id_of(key) for key in node.keys]
+    return ids if node.lookup in _LIST_LOOKUPS else ids[0]
 
 
 def _leaves(node: Node) -> Iterator[Condition | IdCondition]:

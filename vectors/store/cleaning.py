@@ -1,0 +1,97 @@
+"""Removing what no reader needs after a checkpoint or an install: covered log entries, older manifests, their files.
+
+Pins hold entries and manifests back. Every step checks the lease in its own transaction, since whoever took it over
+may have filled the log anew; files are removed only where a lease before this one wrote them, since what a successor
+has written is not listed yet.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from django.conf import settings
+from django.db import transaction
+
+from vectors.errors import LeaseLost
+from vectors.models import Manifest, ShardHead
+from vectors.store import leases, staging
+from vectors.store.append_lock import writers_in_line
+from vectors.store.manifests import ManifestRecord, read_manifest, segment_directory
+from vectors.store.pins import pins_floor
+from vectors.store.segment_files import remove_unlisted
+from vectors.store.statements import every, one
+
+logger = logging.getLogger(__name__)
+
+_MANIFESTS_KEPT = 2
+_OLDEST_SIZES = (
+    "SELECT seq, length(payload) FROM vectors_logentry WHERE shard_id = %s AND seq <= %s ORDER BY seq LIMIT 1000"
+)
+_NEWEST_BEYOND = (
+    "SELECT max(seq) FROM (SELECT seq, sum(length(payload)) OVER (ORDER BY seq DESC) AS held FROM vectors_logentry"
+    " WHERE shard_id = %s AND seq > %s AND seq <= %s) AS sizes WHERE held > %s"
+)
+_DELETE = "DELETE FROM vectors_logentry WHERE shard_id = %s AND seq <= %s"
+
+
+def clean(head: ShardHead, manifest: ManifestRecord, lease: leases.Lease) -> None:
+    """Remove what neither pins nor the newest manifests up to `manifest` need.
+
+    The manifest before this one is kept, since a process may be opening it now. Stops where the lease is lost: its new
+    holder cleans up.
+    """
+    try:
+        prune_log(head.pk, manifest.seq, lease)
+        with writers_in_line(), transaction.atomic(durable=True):
+            # A pin is set under the head's lock: what is not pinned now will not be.
+            ShardHead.objects.select_for_update().get(pk=head.pk)
+            lease.check()
+            older = Manifest.objects.filter(shard_id=head.pk, number__lte=manifest.number - _MANIFESTS_KEPT)
+            older.exclude(number__in=pins_floor(head.pk).manifests).delete()
+    except LeaseLost:
+        logger.info("cleaning_left_to_another shard=%s manifest=%d", head.label, manifest.number)
+        return
+    listed: dict[str, dict[str, set[str]]] = {}
+    for number in Manifest.objects.filter(shard_id=head.pk).values_list("number", flat=True):
+        for uid, record in read_manifest(head.pk, number).namespaces.items():
+            segments = listed.setdefault(uid, {})
+            for segment in record.segments:
+                segments.setdefault(segment.uid, set()).add(segment.deleted or "")
+    root = segment_directory(head.uid, "").resolve()
+    if root.is_dir():
+        for directory in root.iterdir():
+            remove_unlisted(directory, keep=listed.get(directory.name, {}), below=lease.token)
+    staging.clear_unneeded(head)
+
+
+def prune_log(shard_id: int, through: int, lease: leases.Lease) -> None:
+    """Remove log entries up to seq `through`, except what pins hold: of that the newest MLVDB_LOG_RETENTION_BYTES.
+
+    Raise LeaseLost.
+    """
+    beyond: int | None = None
+    while True:
+        # Asked before each step: a pin may have been set or have expired meanwhile.
+        floor = pins_floor(shard_id).seq
+        removable = through
+        if floor is not None and floor < through:
+            if beyond is None:
+                parameters = (shard_id, floor, through, settings.MLVDB_LOG_RETENTION_BYTES)
+                beyond = (one(_NEWEST_BEYOND, parameters) or (None,))[0] or 0
+            removable = max(floor, beyond)
+        last = _last_of_step(shard_id, removable)
+        if last is None:
+            return
+        with writers_in_line(), transaction.atomic(durable=True):
+            lease.check()
+            one(_DELETE, (shard_id, last))
+
+
+def _last_of_step(shard_id: int, through: int) -> int | None:
+    """Return up to which seq the next transaction removes: a large one would hold the write lock against inserts."""
+    last, total = None, 0
+    for seq, size in every(_OLDEST_SIZES, (shard_id, through)):
+        last, total = seq, total + size
+        if total >= settings.MLVDB_LOG_PRUNE_BYTES:
+            break
+    return last
