@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from django.apps import apps
 from django.conf import settings
 from django.contrib.admin import AdminSite
 from django.db import DatabaseError
 from django.http import HttpRequest
+from django.utils.module_loading import import_string
 
 from mlvdb_site.heartbeats import process_warnings
 
@@ -29,11 +32,11 @@ class NodeAdminSite(AdminSite):
         }
 
     def warnings(self) -> list[str]:
-        """Return the warnings of the banner."""
+        """Return the warnings of the banner: of background processes, and of the apps."""
         try:
-            return process_warnings()
+            return [*process_warnings(), *(warning for part in _parts_of_apps() for warning in part())]
         except DatabaseError as error:
-            return [f"The state of the background processes cannot be read: {error}"]
+            return [f"The state of the node cannot be read: {error}"]
 
     def admin_view(self, view: Any, cacheable: bool = False) -> Any:
         """Load the Celery application before the first page: the periodic tasks' form lists its tasks.
@@ -48,3 +51,10 @@ class NodeAdminSite(AdminSite):
 
         with_celery.__name__ = getattr(view, "__name__", "view")
         return super().admin_view(with_celery, cacheable)
+
+
+def _parts_of_apps() -> Iterator[Callable[[], Sequence[str]]]:
+    """Yield the functions that apps name in their AppConfig as `admin_warnings` (dotted paths)."""
+    for config in apps.get_app_configs():
+        for path in getattr(config, "admin_warnings", ()):
+            yield import_string(path)

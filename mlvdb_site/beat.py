@@ -106,7 +106,20 @@ class LeasedScheduler(DatabaseScheduler):
         except DatabaseError as error:
             logger.warning("beat lease not renewed error=%r", str(error))
             return STANDBY_INTERVAL_S
+        self._forget_runs_to_come()
         return float(super().tick(*args, **kwargs))
+
+    def _forget_runs_to_come(self) -> None:
+        """Let intervals begin now where the last run lies in the future: the wall clock was set back.
+
+        Celery measures them by that clock: nothing would be sent until it has made up for what it was set back by.
+        """
+        later = [entry for entry in (self._schedule or {}).values() if entry.last_run_at > entry.default_now()]
+        for entry in later:
+            entry.last_run_at = entry.model.last_run_at = entry.default_now()
+        if later:
+            logger.warning("wall clock set back; schedules begin anew entries=%d", len(later))
+            self._heap = None
 
     def close(self) -> None:
         """Save the last runs and give the lease back."""

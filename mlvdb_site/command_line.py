@@ -23,6 +23,8 @@ class ServeOption:
     setting: str
     metavar: str = ""
     switch: bool = False
+    alone: str = ""
+    """The value of the option when no word follows it; empty: a word must follow."""
 
     @property
     def help(self) -> str:
@@ -40,6 +42,9 @@ SERVE_OPTIONS: tuple[ServeOption, ...] = (
     ServeOption("--threads", "MLVDB_THREADS", "N"),
     ServeOption("--log-level", "MLVDB_LOG_LEVEL", "LEVEL"),
     ServeOption("--advertise-url", "MLVDB_ADVERTISE_URL", "URL"),
+    ServeOption("--enable-replication", "MLVDB_ENABLE_REPLICATION", "primary|replica", alone="primary"),
+    ServeOption("--replica-name", "MLVDB_REPLICA_NAME", "NAME"),
+    ServeOption("--primary-url", "MLVDB_PRIMARY_URL", "URL"),
     ServeOption("--reload", "MLVDB_RELOAD", switch=True),
 )
 
@@ -50,6 +55,11 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
         if option.switch:
             parser.add_argument(
                 option.flag, dest=option.setting, action="store_const", const="true",
+                default=argparse.SUPPRESS, help=option.help,
+            )  # fmt: skip
+        elif option.alone:
+            parser.add_argument(
+                option.flag, dest=option.setting, nargs="?", const=option.alone, metavar=option.metavar,
                 default=argparse.SUPPRESS, help=option.help,
             )  # fmt: skip
         else:

@@ -33,6 +33,11 @@ class NodeFiles:
         return self.root / "set-aside"
 
     @property
+    def staging(self) -> Path:
+        """Files of full syncs on their way in: `<shard uid>/…`."""
+        return self.root / "staging"
+
+    @property
     def metrics(self) -> Path:
         """Counters of the node's processes (prometheus-client's multiprocess files)."""
         return self.root / "metrics"

@@ -123,6 +123,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("MLVDB_LOG_LEVEL", str, "info", "Level of the node's log.", choices=("debug", "info", "warning", "error", "critical")),
     Setting("MLVDB_RELOAD", boolean, False, "Start the web workers, Celery workers and beat again when the code changes."),
     Setting("MLVDB_ADVERTISE_URL", base_url, "", "URL under which other nodes reach this one."),
+    Setting("MLVDB_SERVES_HTTP", boolean, True, "Off in a program that is a node itself (`cluster.library`): other nodes are told no URL of it."),
     Setting("MLVDB_BROKER_URL", str, "", "Redis or Valkey URL for Celery; empty: the node runs a private one."),
     Setting("MLVDB_BROKER_TIMEOUT_S", number, 0.5, "Connect and read timeout of a publish to the broker.", minimum=0.01),
     Setting("DATABASE_URL", database_url, "", "postgres://… to keep registry and log in PostgreSQL; empty: an SQLite file in the data dir."),
@@ -131,7 +132,7 @@ SETTINGS: tuple[Setting, ...] = (
     # Access.
     Setting("MLVDB_TRUSTED_PROXIES", words, (), "Addresses of proxies whose forwarded requests are accepted in protected mode."),
     Setting("MLVDB_ALLOWED_HOSTS", words, ("*",), "Host names answered once API keys exist (protected mode answers loopback names only)."),
-    Setting("MLVDB_QUERY_PROCESSOR", str, "vectors.query_processor.LocalQueryProcessor", "Dotted path of the query processor the views call."),
+    Setting("MLVDB_QUERY_PROCESSOR", str, "cluster.query_processor.ClusterQueryProcessor", "Dotted path of the query processor the views call."),
     # Limits of requests.
     Setting("MLVDB_MAX_BATCH", whole, 10_000, "Rows in one batch, ids in one fetch or delete.", minimum=1),
     Setting("MLVDB_MAX_BODY_BYTES", size_bytes, 64 * MIB, "Bytes of a request body (413 beyond).", minimum=1024),
@@ -171,6 +172,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("MLVDB_CLUSTER_SECRET", str, "", "Shared secret that signs requests between nodes; empty: nodes talk over loopback only."),
     Setting("MLVDB_PEER_CONNECT_TIMEOUT_S", number, 1.0, "Connect timeout of a request to another node.", minimum=0.01),
     Setting("MLVDB_PEER_TIMEOUT_S", number, 5.0, "Longest wait for the whole answer of another node, where no request's deadline is nearer.", minimum=0.05),
+    Setting("MLVDB_PEER_ANSWER_BYTES", size_bytes, 256 * MIB, "Bytes of another node's answer beyond which it is refused.", minimum=64 * 1024),
     Setting("MLVDB_PROBE_TIMEOUT_S", number, 0.8, "Connect and answer timeout of a health probe.", minimum=0.05),
     Setting("MLVDB_SLICE_BYTES", size_bytes, 8 * MIB, "Log bytes sent to a replica in one request.", minimum=1024),
     Setting("MLVDB_SYNC_CHUNK_BYTES", size_bytes, 8 * MIB, "Bytes of a segment file sent in one request of a full sync.", minimum=1024, maximum=64 * MIB),

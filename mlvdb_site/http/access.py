@@ -1,4 +1,4 @@
-"""Who may ask: protected mode while there is no API key, keys and sessions afterwards (API §7).
+"""Who may ask: without API keys programs on this machine, with keys their holders, and nodes by signature (API §7).
 
 Runs before anything else looks at the request, under any WSGI server, and needs one short query: the marker of the
 keys, so that a key made or revoked anywhere holds in every worker process from the next request on.
@@ -21,6 +21,15 @@ from django.middleware.csrf import CsrfViewMiddleware
 from mlvdb_site.http.errors import error_response
 from mlvdb_site.http.local import TrustedProxies, host_name, refusal
 from mlvdb_site.http.scopes import OPEN_PATHS, OPERATE, READ, WRITE, is_open, scopes_sufficient
+from mlvdb_site.http.signing import (
+    ALIVE_PATH,
+    NODE_HEADER,
+    NODE_PREFIX,
+    SignatureCheck,
+    body_digest,
+    check_signature,
+    node_of,
+)
 from mlvdb_site.keys import KeyRing, LastUsed, key_matching
 from mlvdb_site.logging_config import level_follower
 from mlvdb_site.markers import markers_read
@@ -56,6 +65,15 @@ class AccessMiddleware:
         if local_refusal is None and request.path_info in OPEN_PATHS:
             # Allowed in either mode: `/healthz` answers even when the database does not.
             return None
+        for_nodes = request.path_info.startswith(NODE_PREFIX)
+        if for_nodes or "HTTP_X_MLVDB_SIGNATURE" in meta:
+            checked = check_signature(settings.MLVDB_CLUSTER_SECRET, meta)
+            if checked is SignatureCheck.VALID:
+                return _signed_refusal(request, for_nodes=for_nodes)
+            if checked is not SignatureCheck.ABSENT or settings.MLVDB_CLUSTER_SECRET:
+                return _secret_mismatch(request, checked)
+            if local_refusal is None and request.path_info == ALIVE_PATH:
+                return None if node_of(meta) else _for_nodes_only(request)
         try:
             markers = markers_read()
             keys = key_ring.keys(markers.keys)
@@ -67,8 +85,10 @@ class AccessMiddleware:
             )
         level_follower.follow(markers.log_level)
         if not keys:
-            return None if local_refusal is None else _protected(request, local_refusal)
-        return self._keyed_refusal(request, keys)
+            if local_refusal is not None:
+                return _protected(request, local_refusal)
+            return _for_nodes_only(request) if for_nodes and node_of(meta) is None else None
+        return _secret_required(request) if for_nodes else self._keyed_refusal(request, keys)
 
     def _keyed_refusal(self, request: HttpRequest, keys: dict[str, Any]) -> HttpResponse | None:
         host = request.META.get("HTTP_HOST")
@@ -101,6 +121,51 @@ def _protected(request: HttpRequest, reason: str) -> HttpResponse:
         f"This node has no API key and answers only programs on its own machine. This request is refused: {reason}."
         " Make a key with `manage.py create_api_key`, or list your proxy in MLVDB_TRUSTED_PROXIES.",
         code="protected_mode",
+    )
+
+
+def _signed_refusal(request: HttpRequest, *, for_nodes: bool) -> HttpResponse | None:
+    """Let in a request that another node of the cluster has signed; its body is checked when it is read.
+
+    Outside of the routes for nodes it counts as a key that may read and operate, as a node needs to register itself. It
+    may not write: a recorded write that is sent once more, later, would bring an old value back.
+    """
+    if not for_nodes and scopes_sufficient(request.method or "", request.path_info) == (WRITE,):
+        return _missing_scope(request, (WRITE,), "a node's signature")
+    request.signed_digest = body_digest(request.META)  # type: ignore[attr-defined]
+    return None
+
+
+def _secret_mismatch(request: HttpRequest, checked: SignatureCheck) -> HttpResponse:
+    reason = {
+        SignatureCheck.ABSENT: "this node has MLVDB_CLUSTER_SECRET set, and the request is not signed with it",
+        SignatureCheck.UNEXPECTED: "the request is signed, and this node has no MLVDB_CLUSTER_SECRET to check it with",
+        SignatureCheck.WRONG: "the request is not signed with this node's MLVDB_CLUSTER_SECRET",
+    }[checked]
+    return error_response(
+        request, 401, f"{reason}: set the same one on every node of the cluster", code="cluster_secret_mismatch"
+    )
+
+
+def _secret_required(request: HttpRequest) -> HttpResponse:
+    return error_response(
+        request,
+        401,
+        "this node has API keys, so other nodes must sign what they send:"
+        " set MLVDB_CLUSTER_SECRET to the same text on every node of the cluster",
+        code="cluster_secret_required",
+    )
+
+
+def _for_nodes_only(request: HttpRequest) -> HttpResponse:
+    # A page in a browser can not send this header to another site without asking that site first (CORS), and no
+    # node ever agrees: so no page can make a browser on this machine speak to these routes, whatever else it omits.
+    return error_response(
+        request,
+        403,
+        f"{request.path_info} is for other nodes, which name themselves in {NODE_HEADER}",
+        code="nodes_only",
+        field=NODE_HEADER,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from django.apps import apps
@@ -28,12 +28,19 @@ class NodeCollector:
         version = GaugeMetricFamily("mlvdb_node_info", "Always 1.", labels=("version",))
         version.add_metric((__version__,), 1)
         yield version
-        for part in (_shards, _namespaces, _processes):
+        for part in (_shards, _namespaces, _processes, *_parts_of_apps()):
             try:
                 yield from part()
             except DatabaseError as error:
                 logger.warning("gauges left out part=%s error=%r", part.__name__, str(error))
         yield from _memory(self._pids)
+
+
+def _parts_of_apps() -> Iterator[Callable[[], Iterator[Metric]]]:
+    """Yield the functions that apps name in their AppConfig as `gauges` (dotted paths)."""
+    for config in apps.get_app_configs():
+        for path in getattr(config, "gauges", ()):
+            yield import_string(path)
 
 
 def _shards() -> Iterator[Metric]:
@@ -55,7 +62,8 @@ def _namespaces() -> Iterator[Metric]:
     segments = GaugeMetricFamily("mlvdb_segments", "Segments of a namespace.", labels=("namespace",))
     size = GaugeMetricFamily("mlvdb_namespace_bytes", "Bytes of a namespace's engines.", labels=("namespace",))
     try:
-        details = import_string("vectors.query_processor.query_processor")().namespace_details()
+        queries = import_string("vectors.query_processor.query_processor")()
+        details = queries.namespace_details(options=import_string("vectors.query_processor.WHAT_IS_THERE")).value
     except DatabaseError:
         raise
     except Exception as error:  # an engine that is still being opened, or is damaged, has no numbers

@@ -159,7 +159,7 @@ def complete(result: dict[str, Any], **context: Any) -> dict[str, Any]:
         "X-MLVDB-Complete": _header("Whether every shard answered.", {"type": "string", "enum": ["true", "false"]}),
         "X-MLVDB-Shards": _header("Shards that answered, of all: `ok/total`."),
         "X-MLVDB-Failed": _header("Labels of the shards that did not answer."),
-        "X-MLVDB-Stale": _header("Labels and lag of copies that were behind."),
+        "X-MLVDB-Stale": _header("`label:lag` of the copies that were behind, or `label:unknown`."),
         "Link": _header('The next page: `<URL>; rel="next"`; absent on the last.'),
     }
     components["securitySchemes"] = {

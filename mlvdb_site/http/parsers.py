@@ -6,8 +6,10 @@ are no JSON (RFC 8259); numbers beyond a double are refused too.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from hmac import compare_digest
 from threading import BoundedSemaphore
 from typing import IO, Any
 
@@ -27,34 +29,26 @@ _WAIT_TO_READ_S = 0.5
 _readers = BoundedSemaphore(max(1, settings.MLVDB_THREADS - 2))
 
 
-def read_body(request: HttpRequest) -> bytes:
-    """Return the body, at most MLVDB_MAX_BODY_BYTES of it; raise RequestError (413) without reading a larger one whole.
+def read_body(request: HttpRequest, *, limit: int | None = None) -> bytes:
+    """Return the body, at most `limit` bytes of it; raise RequestError (413) without reading a larger one whole.
+
+    The limit is MLVDB_MAX_BODY_BYTES unless another is given. The body of a signed request must be the one that was
+    signed (401).
 
     A body sent in chunks has no announced length: it is read piece by piece where the server marks its end
     (`wsgi.input_terminated`). A compressed body is refused (415): its limit would hold for what nobody sent. While
     all threads that may read are waiting for the rest of other bodies, this one is refused (503 `busy`).
     """
-    limit = settings.MLVDB_MAX_BODY_BYTES
-    coding = request.META.get("HTTP_CONTENT_ENCODING")
-    if coding and coding.strip().lower() not in ("", "identity"):
+    body = _bounded_body(request, settings.MLVDB_MAX_BODY_BYTES if limit is None else limit)
+    signed: str | None = getattr(request, "signed_digest", None)
+    if signed is not None and not compare_digest(hashlib.sha256(body).hexdigest(), signed):
         raise RequestError(
-            f"a body is read as it is, not {coding!r}: send it without Content-Encoding",
-            code="unsupported_media_type",
-            status=415,
-            field="Content-Encoding",
-            detail={"available": ["identity"]},
+            "the body is not the one that was signed",
+            code="cluster_signature_mismatch",
+            status=401,
+            field="X-MLVDB-Content-SHA256",
         )
-    if getattr(request, "_read_started", False):
-        body = request.body
-        if len(body) > limit:
-            raise _too_large(limit)
-        return body
-    length = request.META.get("CONTENT_LENGTH")
-    if length:
-        return _read_announced(request, str(length), limit)
-    if "HTTP_TRANSFER_ENCODING" in request.META and request.META.get("wsgi.input_terminated"):
-        return _read_chunked(request.META["wsgi.input"], limit)
-    return b""
+    return body
 
 
 class JSONParser(BaseParser):
@@ -115,6 +109,29 @@ class FormParser(BaseParser):
     ) -> QueryDict:
         """Return the fields."""
         return QueryDict(stream.read())
+
+
+def _bounded_body(request: HttpRequest, limit: int) -> bytes:
+    coding = request.META.get("HTTP_CONTENT_ENCODING")
+    if coding and coding.strip().lower() not in ("", "identity"):
+        raise RequestError(
+            f"a body is read as it is, not {coding!r}: send it without Content-Encoding",
+            code="unsupported_media_type",
+            status=415,
+            field="Content-Encoding",
+            detail={"available": ["identity"]},
+        )
+    if getattr(request, "_read_started", False):
+        body = request.body
+        if len(body) > limit:
+            raise _too_large(limit)
+        return body
+    length = request.META.get("CONTENT_LENGTH")
+    if length:
+        return _read_announced(request, str(length), limit)
+    if "HTTP_TRANSFER_ENCODING" in request.META and request.META.get("wsgi.input_terminated"):
+        return _read_chunked(request.META["wsgi.input"], limit)
+    return b""
 
 
 def _read_announced(request: HttpRequest, text: str, limit: int) -> bytes:

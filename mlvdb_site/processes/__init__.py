@@ -4,6 +4,7 @@
     children     what each child is: its command line and environment
     forking      children that share the memory of what the supervisor has loaded (Linux)
     broker       the private Redis or Valkey
+    program      the background processes of a program that is a node itself
     web          granian's main process, from which the web workers are forked
     background   Celery workers and beat
     lifeline     nobody outlives the process that started it (`keeper`: programs that are not ours)

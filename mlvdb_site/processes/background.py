@@ -13,6 +13,9 @@ from functools import partial
 from typing import Any
 
 from mlvdb_site.processes import lifeline
+from mlvdb_site.processes.children import ChildSpec
+
+BEAT = "beat"
 
 _LOADED_LATE = (
     "celery.apps.beat",
@@ -20,6 +23,7 @@ _LOADED_LATE = (
     "celery.bin.celery",
     "celery.concurrency.prefork",
     "celery.concurrency.solo",
+    "celery.concurrency.thread",
     "celery.worker.consumer",
     "kombu.transport.redis",
     "mlvdb_site.beat",
@@ -40,6 +44,21 @@ def main(arguments: Sequence[str]) -> None:
     app.start(argv=list(arguments))
 
 
+def worker_spec(name: str, kinds: Sequence[str], *pool: str) -> ChildSpec:
+    """Return a Celery worker as a child: its name, the queues of this node that it consumes, options of its pool."""
+    from django.conf import settings
+
+    node = settings.MLVDB_NODE_ID
+    queues = ",".join(f"{node}.{kind}" for kind in kinds)
+    alone = ["--without-gossip", "--without-mingle"]
+    return _spec(name, "worker", "--hostname", f"{name}@{node}", "--queues", queues, *pool, *alone)
+
+
+def beat_spec() -> ChildSpec:
+    """Return beat as a child."""
+    return _spec(BEAT, "beat", "--pidfile", "")
+
+
 def preload() -> None:
     """Load what Celery's processes need, without a connection to the broker."""
     from mlvdb_site.celery import app
@@ -48,6 +67,12 @@ def preload() -> None:
         importlib.import_module(module)
     app.loader.import_default_modules()
     app.finalize()
+
+
+def _spec(name: str, *arguments: str) -> ChildSpec:
+    from django.conf import settings
+
+    return ChildSpec(name, [*arguments, "--loglevel", settings.MLVDB_LOG_LEVEL], module=__name__)
 
 
 def _bind_pool_process(main_pid: int, **_signal: Any) -> None:

@@ -12,6 +12,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlvdb_site.processes.children import ChildSpec, StopRank
+from mlvdb_site.processes.output import Show
+
 SOCKET_NAME = "broker.sock"
 SOCKET_PATH_LIMIT = 100  # sun_path holds 104 bytes on macOS, 108 on Linux, a zero byte included
 DIRECTORY_PREFIX = "mlvdb-"
@@ -62,6 +65,19 @@ class PrivateBroker:
             "daemonize": "no",
         }
         return [self.binary, *(word for name, value in options.items() for word in (f"--{name}", value))]
+
+    def spec(self, name: str) -> ChildSpec:
+        """Return the server as a child: the last one to end."""
+        return ChildSpec(
+            name,
+            self.command(),
+            # A locale that is not installed keeps redis-server from starting.
+            environ={"LC_ALL": "C"},
+            rank=StopRank.BROKER,
+            essential=True,
+            # Its warnings are about the machine's tuning for large data sets.
+            show=Show.NOTHING,
+        )
 
     def answers(self) -> bool:
         """Return whether the server answers a PING."""

@@ -60,12 +60,13 @@ class CheckpointWatch:
 
 def _due_tails() -> dict[str, _Lease | None]:
     """Return {shard uid: its lease} for every shard whose checkpoint is due."""
-    from vectors.models import ShardHead
+    from vectors.models import Lease, ShardHead
     from vectors.store.checkpoint import checkpoint_due
+    from vectors.store.leases import checkpoint_lease
 
     due: dict[str, _Lease | None] = {}
-    for head in ShardHead.objects.select_related("lease"):
+    for head in ShardHead.objects.all():
         if checkpoint_due(head, patience=PATIENCE):
-            lease = getattr(head, "lease", None)
+            lease = Lease.objects.filter(name=checkpoint_lease(head.pk)).first()
             due[head.uid] = (lease.owner, lease.token, lease.beats) if lease is not None else None
     return due

@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import gc
 import importlib
+import multiprocessing.util
 import os
 import signal
 import sys
@@ -93,6 +94,9 @@ def fork_main(
     except BaseException:
         traceback.print_exc()
     finally:
+        with contextlib.suppress(Exception):
+            # The temporary directory of Celery's pool, for one; each finalizer runs in the process that made it only.
+            multiprocessing.util._run_finalizers()  # type: ignore[attr-defined]
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
             sys.stderr.flush()

@@ -26,8 +26,16 @@ ADMIN_NAME = "admin"
 _MIGRATION_LOCK = 0x4D4C5644  # "MLVD": nodes that share a PostgreSQL database migrate one after the other
 
 
-class DatabaseRefused(RuntimeError):
+class PreparationRefused(RuntimeError):
+    """Raised when the node cannot be started on this data dir with these settings."""
+
+
+class DatabaseRefused(PreparationRefused):
     """Raised when the database is not this node's."""
+
+
+class SettingsRefused(PreparationRefused):
+    """Raised when a node that is to join others was not told enough to do it."""
 
 
 def migrate(files: NodeFiles) -> bool:
@@ -84,7 +92,11 @@ def make_first_user(files: NodeFiles) -> str | None:
 
 
 def make_first_rows() -> None:
-    """Make what every node has from its first start: its own shard, and the periodic tasks. Raise DatabaseRefused."""
+    """Make what every node has from its first start: its own shard, and the periodic tasks; switch replication on.
+
+    Raise DatabaseRefused and SettingsRefused.
+    """
+    from cluster.services import joining
     from mlvdb_site.schedule import schedule_seed
     from vectors import services
 
@@ -93,6 +105,11 @@ def make_first_rows() -> None:
     except services.WrongNode as error:
         raise DatabaseRefused(error.message) from None
     schedule_seed()
+    try:
+        joining.check_settings()
+    except joining.InvalidInput as error:
+        raise SettingsRefused(error.message) from None
+    joining.replication_switch_on()
 
 
 def _migrations_on_disk() -> set[tuple[str, str]]:

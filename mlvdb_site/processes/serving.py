@@ -25,7 +25,7 @@ from mlvdb_site.node import NodeFiles
 from mlvdb_site.processes import background, forking, listener, preparation, web
 from mlvdb_site.processes import broker as brokers
 from mlvdb_site.processes.checkpoints import LOOK_EVERY_S, CheckpointWatch
-from mlvdb_site.processes.children import ChildSpec, StopRank
+from mlvdb_site.processes.children import ChildSpec
 from mlvdb_site.processes.output import Show, Terminal
 from mlvdb_site.processes.readiness import Readiness
 from mlvdb_site.processes.record import NodeInUse, ServeLock, ServeRecord, left_over_record, remove_record, write_record
@@ -39,7 +39,11 @@ PROGRESS_EVERY_S = 2.0
 RELOAD_LOOK_EVERY_S = 1.0
 PORT_FREED_WITHIN_S = 2.0
 
-WEB, BEAT, HEALTH, TASKS, BROKER, CHECKPOINT, DEMO = "web", "beat", "health", "tasks", "broker", "checkpoint", "demo"
+BEAT = background.BEAT
+WEB, HEALTH, TASKS, REPLICATION = "web", "health", "tasks", "replication"
+BROKER, CHECKPOINT, DEMO = "broker", "checkpoint", "demo"
+
+_REPLICATION_THREADS = 16
 
 # One BLAS and OpenMP thread per process: the worker processes carry the load. Two malloc arenas: every request thread
 # would otherwise keep a heap of its own.
@@ -158,7 +162,7 @@ class NodeServing:
             supervisor.take_signals()
             supervisor.changed = self._write_record
             if private_broker is not None:
-                supervisor.start(self._broker_spec(private_broker))
+                supervisor.start(private_broker.spec(BROKER))
             password = self._prepare()
             self._load()
             self._start_all()
@@ -185,7 +189,7 @@ class NodeServing:
             # Before anything else is written: this is where another node's database is refused.
             preparation.make_first_rows()
             return preparation.make_first_user(self.files)
-        except preparation.DatabaseRefused as error:
+        except preparation.PreparationRefused as error:
             raise Refused(str(error)) from None
         except OperationalError as error:
             raise Refused(f"the database cannot be used: {' '.join(str(error).split())}") from None
@@ -259,7 +263,7 @@ class NodeServing:
                 if changed:
                     others = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
                     self.terminal.line(f"Changed: {os.path.relpath(changed[0], settings.BASE_DIR)}{others}; reloading")
-                    for name in (WEB, HEALTH, TASKS, BEAT):
+                    for name in (WEB, HEALTH, REPLICATION, TASKS, BEAT):
                         supervisor.restart(name)
 
             supervisor.every(RELOAD_LOOK_EVERY_S, look_at_code)
@@ -275,18 +279,6 @@ class NodeServing:
         os.environ["MLVDB_RUN_ID"] = secrets.token_hex(8)  # tells this run's log level from the next's
         os.environ["MLVDB_BROKER_URL"] = settings.MLVDB_BROKER_URL = self.broker_url
 
-    def _broker_spec(self, private_broker: brokers.PrivateBroker) -> ChildSpec:
-        return ChildSpec(
-            BROKER,
-            private_broker.command(),
-            # A locale that is not installed keeps redis-server from starting.
-            environ={"LC_ALL": "C"},
-            rank=StopRank.BROKER,
-            essential=True,
-            # Its warnings are about the machine's tuning for large data sets.
-            show=Show.NOTHING,
-        )
-
     def _web_spec(self) -> ChildSpec:
         descriptor = self.listening.fileno()
         return ChildSpec(
@@ -298,21 +290,13 @@ class NodeServing:
         )
 
     def _background_specs(self) -> list[ChildSpec]:
-        node = settings.MLVDB_NODE_ID
-        level = ["--loglevel", settings.MLVDB_LOG_LEVEL]
-
-        def celery(name: str, *arguments: str) -> ChildSpec:
-            return ChildSpec(name, [*arguments, *level], module="mlvdb_site.processes.background")
-
-        def worker(name: str, queues: list[str], *pool: str) -> ChildSpec:
-            names = ",".join(f"{node}.{queue}" for queue in queues)
-            alone = ["--without-gossip", "--without-mingle"]
-            return celery(name, "worker", "--hostname", f"{name}@{node}", "--queues", names, *pool, *alone)
-
+        worker = background.worker_spec
         return [
             worker(HEALTH, ["health"], "--pool", "solo"),
-            worker(TASKS, ["maintenance", "replication"], "--pool", "prefork", "--concurrency", "2"),
-            celery(BEAT, "beat", "--pidfile", ""),
+            # Sending to replicas is waiting for them: in threads a slow one keeps nobody from the others.
+            worker(REPLICATION, ["replication"], "--pool", "threads", "--concurrency", str(_REPLICATION_THREADS)),
+            worker(TASKS, ["maintenance"], "--pool", "prefork", "--concurrency", "2"),
+            background.beat_spec(),
         ]
 
     def _checkpoint_spec(self) -> ChildSpec:

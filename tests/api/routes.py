@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from django.urls import URLPattern, URLResolver, get_resolver
 
 NOT_API = ("admin", "static")
+NODES = "/cluster/node/"
 
 
 class Route(NamedTuple):
@@ -26,14 +27,23 @@ class Route(NamedTuple):
 
 
 def api_routes() -> list[Route]:
-    """Return the routes, admin and static files left out."""
-    routes = [
-        Route(path, getattr(pattern.callback, "cls", None))
-        for path, pattern in _walk(get_resolver().url_patterns, "/")
-        if not path.lstrip("/").startswith(NOT_API)
-    ]
+    """Return the routes for clients: admin, static files and the routes between nodes left out."""
+    routes = [route for route in _routes() if not route.path.startswith(NODES)]
     assert len(routes) > 40
     return routes
+
+
+def node_routes() -> list[Route]:
+    """Return the routes that nodes use among themselves."""
+    routes = [route for route in _routes() if route.path.startswith(NODES)]
+    assert routes
+    return routes
+
+
+def _routes() -> Iterator[Route]:
+    for path, pattern in _walk(get_resolver().url_patterns, "/"):
+        if not path.lstrip("/").startswith(NOT_API):
+            yield Route(path, getattr(pattern.callback, "cls", None))
 
 
 def _walk(patterns: list[Any], prefix: str) -> Iterator[tuple[str, URLPattern]]:

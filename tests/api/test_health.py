@@ -15,9 +15,11 @@ from django.conf import settings
 from django.db import DatabaseError
 from django.test import Client
 from django.utils import timezone
+from django_celery_beat.models import PeriodicTask
 
 from mlvdb_site import heartbeats, logging_config
-from mlvdb_site.beat import BeatLease
+from mlvdb_site.beat import BeatLease, LeasedScheduler
+from mlvdb_site.celery import app
 from mlvdb_site.heartbeats import BEAT, ROUND, heartbeat_record, process_states, process_warnings, worker_name
 from mlvdb_site.http import metrics
 from mlvdb_site.models import ProcessHeartbeat
@@ -192,6 +194,20 @@ def test_of_two_beats_one_works_and_the_other_takes_over_when_it_is_gone() -> No
     clock[0] += 2
     assert second.hold()
     assert not first.hold()
+
+
+def test_a_wall_clock_that_was_set_back_stops_no_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
+    # It would close the connection whose transaction the test is in.
+    monkeypatch.setattr("django_celery_beat.schedulers.close_old_connections", lambda: None)
+    PeriodicTask.objects.update(last_run_at=timezone.now() + timedelta(hours=2))
+    scheduler = LeasedScheduler(app=app, lazy=True)
+    assert scheduler.schedule
+
+    scheduler.tick()
+
+    for entry in scheduler.schedule.values():
+        seconds = entry.model.interval.every
+        assert entry.is_due().next <= seconds, f"{entry.name} waits for longer than its interval of {seconds} s"
 
 
 def test_a_beat_that_ends_properly_leaves_the_lease_free() -> None:
