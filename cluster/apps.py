@@ -8,3 +8,20 @@ class ClusterConfig(AppConfig):
 
     name = "cluster"
     verbose_name = "Cluster"
+
+    #: Periodic tasks a new node starts with: (name, task, seconds between two runs).
+    beat_entries = (
+        ("replica health", "cluster.tasks.health_replicas", 5),
+        ("replication sweep", "cluster.tasks.replication_sweep", 2),
+        ("replication join", "cluster.tasks.replication_join", 2),
+        ("replica contents", "cluster.tasks.verify_replicas", 3600),
+    )
+
+    #: What a scrape of /metrics measures here (see `mlvdb_site.http.gauges`).
+    gauges = ("cluster.health.gauges.replication_gauges",)
+
+    #: Sentences for the banner of the admin (see `mlvdb_site.admin_site`).
+    admin_warnings = ("cluster.admin.alarms.cluster_warnings",)
+
+    #: Who is told the base URL of every peer that takes no connection (see `cluster.transport.client`).
+    refused_hooks = ("cluster.health.samples.refusal_record",)

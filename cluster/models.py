@@ -73,6 +73,9 @@ class ReplicaCopy(models.Model):
     state_since = models.DateTimeField(default=timezone.now)
     membership = models.CharField(max_length=7, choices=choices(Membership), default=Membership.NONE)
     membership_epoch = models.BigIntegerField(default=0, help_text="Epoch of the change of membership under way.")
+    membership_seq = models.BigIntegerField(
+        default=0, help_text="Head of the log when that change began: what a quorum must hold before it is settled."
+    )
     term = models.BigIntegerField(default=0, help_text="Term of the newest entry it has.")
     seq = models.BigIntegerField(default=0, help_text="seq of the newest entry it has.")
     digest_verdict = models.CharField(
@@ -172,6 +175,7 @@ class Move(models.Model):
 class DigestRun(models.Model):
     """Digests of one shard copy of this node at one position, per slot range; computed by a background task."""
 
+    request = models.CharField(max_length=32, unique=True, help_text="Made by the node that asks.")
     shard = models.CharField(max_length=32)
     term = models.BigIntegerField()
     seq = models.BigIntegerField()
@@ -180,7 +184,7 @@ class DigestRun(models.Model):
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:
-        constraints = [models.UniqueConstraint(fields=["shard", "term", "seq"], name="digest_run_position")]
+        ordering = ["-id"]
 
     def __str__(self) -> str:
         return f"{self.shard[:8]} at ({self.term}, {self.seq})"

@@ -101,6 +101,11 @@ class PeerHealth(StrEnum):
         return self is PeerHealth.ALIVE
 
     @property
+    def is_unobjectionable(self) -> bool:
+        """Whether nothing speaks against a request that could go elsewhere too."""
+        return self in (PeerHealth.ALIVE, PeerHealth.UNKNOWN)
+
+    @property
     def is_probably_up(self) -> bool:
         """Whether background work is still tried at each knock."""
         return self in (PeerHealth.ALIVE, PeerHealth.SUSPECT, PeerHealth.UNKNOWN)

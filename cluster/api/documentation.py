@@ -1,40 +1,117 @@
-"""Replication and sharding in OpenAPI, as a node answers where they are not enabled."""
+"""Replication and sharding in OpenAPI: what each endpoint answers where it is enabled, and where it is not."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
+from cluster.api import picture, replication
 from cluster.api.disabled import DisabledView
-from mlvdb_site.http.openapi import MEDIA_TYPES, describe, ref
+from cluster.api.enabled import EnabledView
+from cluster.api.schemas import component_schemas
+from mlvdb_site.http.openapi import MEDIA_TYPES, Schema, add_components, describe, ref
 
 _FORM = "application/x-www-form-urlencoded"
+_DONE: Schema = ref("ReplicationChange")
+_OBJECT: Schema = {"type": "object", "additionalProperties": True}
+
+#: (view, method) → what it answers where it is enabled, and an example of that.
+_ANSWERS: Mapping[tuple[type[EnabledView], str], tuple[Schema, Any]] = {
+    (replication.ReplicationInfoView, "GET"): (ref("ReplicationInfo"), None),
+    (replication.ReplicasView, "POST"): (_DONE, {"status": "success", "message": "Replica replica_1 added"}),
+    (replication.ReplicasHealthView, "GET"): (ref("ReplicasHealth"), {"replicas_health": {"replica_1": True}}),
+    (replication.ReplicaView, "DELETE"): (_DONE, {"status": "success", "message": "Replica replica_1 removed"}),
+    (replication.ReplicaHealthView, "GET"): (
+        ref("ReplicaHealth"),
+        {"replica_id": "replica_1", "is_healthy": True},
+    ),
+    (replication.ReplicaSyncView, "POST"): (
+        _DONE,
+        {"status": "success", "message": "Catch-up of replica replica_1 started", "move": 1},
+    ),
+    (replication.ReplicaPromoteView, "POST"): (_DONE, None),
+    (replication.PromoteView, "POST"): (_DONE, None),
+    (picture.TopologyView, "GET"): (_OBJECT, None),
+    (picture.MovesView, "GET"): (ref("Moves"), None),
+    (picture.MovesView, "POST"): (_OBJECT, None),
+    (picture.MoveView, "GET"): (ref("Move"), None),
+    (picture.HealthHistoryView, "GET"): (ref("HealthHistory"), None),
+}
+_CHANGES_ERRORS = (404, 409)
 
 
 def document(endpoints: list[Any], **context: Any) -> list[Any]:
     """Document the views (a preprocessing hook)."""
+    add_components(component_schemas())
     for path, _, method, callback in endpoints:
         view = callback.cls
-        if not issubclass(view, DisabledView):
-            continue
-        names = re.findall(r"{(\w+)}", path)
-        example = view.examples.get(method)
-        describe(
-            view,
-            method,
-            operation_id=_operation_id(path, method),
-            tag=path.split("/")[1],
-            summary=view.__doc__ or view.title,
-            description=f"Where it is not enabled: `{view.feature.message}`.",
-            path={name: {"type": "string"} for name in names},
-            body=None if method != "POST" else {"type": "object", "additionalProperties": True},
-            body_required=False,
-            example=example,
-            answer=ref("Message"),
-            errors=(404, 405) if names else (),
-            body_types=(MEDIA_TYPES[0], _FORM),
-        )
+        if issubclass(view, DisabledView):
+            _document_disabled(path, method, view)
+        elif issubclass(view, EnabledView):
+            _document_enabled(path, method, view)
     return endpoints
+
+
+def _document_disabled(path: str, method: str, view: type[DisabledView]) -> None:
+    names = re.findall(r"{(\w+)}", path)
+    describe(
+        view,
+        method,
+        operation_id=_operation_id(path, method),
+        tag=path.split("/")[1],
+        summary=view.__doc__ or view.title,
+        description=f"Where it is not enabled: `{view.feature.message}`.",
+        path={name: {"type": "string"} for name in names},
+        body=None if method != "POST" else {"type": "object", "additionalProperties": True},
+        body_required=False,
+        example=view.examples.get(method),
+        answer=ref("Message"),
+        errors=(404, 405) if names else (),
+        body_types=(MEDIA_TYPES[0], _FORM),
+    )
+
+
+def _document_enabled(path: str, method: str, view: type[EnabledView]) -> None:
+    names = re.findall(r"{(\w+)}", path)
+    answer, example = _ANSWERS[view, method]
+    is_read = method == "GET"
+    described = " ".join((view.__doc__ or view.title).split())
+    summary, _, more = described.partition(". ")
+    describe(
+        view,
+        method,
+        operation_id=_operation_id(path, method),
+        tag=path.split("/")[1],
+        summary=summary.rstrip("."),
+        description=" ".join(filter(None, [more, f"Where it is not enabled: `{view.feature.message}`."])),
+        path={name: {"type": "string"} for name in names},
+        body=_body(view, method),
+        body_required=False,
+        example=view.examples.get(method),
+        answer={"oneOf": [ref("Message"), answer]} if is_read and answer is not _OBJECT else answer,
+        answer_example=example,
+        errors=(*(() if is_read else _CHANGES_ERRORS), *((404, 405) if names else (404,) if is_read else ())),
+        body_types=(MEDIA_TYPES[0], _FORM),
+    )
+
+
+def _body(view: type[EnabledView], method: str) -> Schema | None:
+    """Return the body of a change: its query parameters, which may come there instead."""
+    if method not in ("POST", "DELETE"):
+        return None
+    return {
+        "type": "object",
+        "properties": {parameter.name: _in_body(parameter.schema) for parameter in view.parameters.get(method, ())},
+        "additionalProperties": False,
+    }
+
+
+def _in_body(schema: Mapping[str, Any]) -> Schema:
+    words = schema.get("enum")
+    if words is not None and "true" in words:
+        return {"oneOf": [{"type": "boolean"}, {"type": "null"}, dict(schema)]}
+    return {**schema, "type": [schema["type"], "null"]}
 
 
 def _operation_id(path: str, method: str) -> str:

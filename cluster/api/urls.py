@@ -1,78 +1,41 @@
-"""Paths of replication, sharding and moves, and what each is for; none ends with a slash."""
+"""Paths of replication, sharding and moves, and what each is for; none ends with a slash. Those of nodes are apart."""
 
 from __future__ import annotations
 
-from django.urls import path
+from django.urls import include, path
 
-from cluster.api.disabled import REPLICATION, SHARDING, disabled_view
-from mlvdb_site.http.parameters import QueryParameter
+from cluster.api import picture, replication
+from cluster.api.disabled import SHARDING, disabled_view
+from cluster.api.query import (
+    DRY_RUN,
+    FORCE,
+    ID,
+    ID_TYPE,
+    NAMESPACE,
+    REBALANCE,
+    SHARD_ID,
+    SHARD_URL,
+    WEIGHT,
+)
 
-_FLAG = {"type": "string", "enum": ["true", "false", "1", "0"]}
-
-REPLICA_ID = QueryParameter("replica_id", "Name of the replica.", example="replica_1")
-REPLICA_URL = QueryParameter("replica_url", "URL of the replica's node.", example="http://127.0.0.1:8002")
-SHARD_ID = QueryParameter("shard_id", "Name of the shard.", example="shard_1")
-SHARD_URL = QueryParameter("shard_url", "URL of the shard's node; a local shard has none.")
-WEIGHT = QueryParameter("weight", "Share of the slots, relative to the other shards.", schema={"type": "number"})
-REBALANCE = QueryParameter("rebalance", "`false` leaves a new shard empty until asked.", schema=_FLAG)
-NAMESPACE = QueryParameter("namespace", "The namespace.")
-FORCE = QueryParameter("force", "Go on where data may be lost.", schema=_FLAG)
-DRY_RUN = QueryParameter("dry_run", "Only show the plan.", schema=_FLAG)
-ID = QueryParameter("id", "An id.")
-ID_TYPE = QueryParameter("id_type", "`string` reads digits as a string.")
-
-_NEW_REPLICA = {"replica_id": "replica_1", "replica_url": "http://127.0.0.1:8002"}
 _NEW_SHARD = {"shard_id": "shard_1"}
 
 urlpatterns = [
+    path("cluster/node/", include("cluster.api.node.urls")),
+    path("replication/info", replication.ReplicationInfoView.as_view(), name="replication-info"),
+    path("replication/replicas", replication.ReplicasView.as_view(), name="replicas"),
+    path("replication/replicas/health", replication.ReplicasHealthView.as_view(), name="replicas-health"),
+    path("replication/replicas/<str:replica_id>", replication.ReplicaView.as_view(), name="replica"),
     path(
-        "replication/info",
-        disabled_view(REPLICATION, "Replication", "The replicas of this node and how far they are.", {"GET": ()}),
-        name="replication-info",
+        "replication/replicas/<str:replica_id>/health", replication.ReplicaHealthView.as_view(), name="replica-health"
     ),
-    path(
-        "replication/replicas",
-        disabled_view(
-            REPLICATION,
-            "Replicas",
-            "Add a replica; its full sync starts at once.",
-            {"POST": (REPLICA_ID, REPLICA_URL, SHARD_ID)},
-            examples={"POST": _NEW_REPLICA},
-        ),
-        name="replicas",
-    ),
-    path(
-        "replication/replicas/health",
-        disabled_view(REPLICATION, "Health of all replicas", "Whether each replica is healthy.", {"GET": ()}),
-        name="replicas-health",
-    ),
-    path(
-        "replication/replicas/<str:replica_id>",
-        disabled_view(REPLICATION, "Replica", "Remove a replica.", {"DELETE": (FORCE,)}),
-        name="replica",
-    ),
-    path(
-        "replication/replicas/<str:replica_id>/health",
-        disabled_view(REPLICATION, "Health of a replica", "Probe a replica now.", {"GET": ()}),
-        name="replica-health",
-    ),
-    path(
-        "replication/replicas/<str:replica_id>/sync",
-        disabled_view(REPLICATION, "Sync of a replica", "Start a catch-up or full sync.", {"POST": (NAMESPACE,)}),
-        name="replica-sync",
-    ),
+    path("replication/replicas/<str:replica_id>/sync", replication.ReplicaSyncView.as_view(), name="replica-sync"),
     path(
         "replication/replicas/<str:replica_id>/promote",
-        disabled_view(
-            REPLICATION, "Promotion of a replica", "Make a replica the primary of its shard.", {"POST": (FORCE,)}
-        ),
+        replication.ReplicaPromoteView.as_view(),
         name="replica-promote",
     ),
-    path(
-        "replication/promote",
-        disabled_view(REPLICATION, "Promotion", "On a replica: make this node the primary.", {"POST": (FORCE,)}),
-        name="promote",
-    ),
+    path("replication/promote", replication.PromoteView.as_view(), name="promote"),
     path(
         "sharding/info",
         disabled_view(SHARDING, "Sharding", "The shards and their slots.", {"GET": ()}),
@@ -130,16 +93,8 @@ urlpatterns = [
         disabled_view(SHARDING, "Location", "The shard and slot of an id.", {"GET": (ID, ID_TYPE, NAMESPACE)}),
         name="sharding-locate",
     ),
-    path(
-        "cluster/moves",
-        disabled_view(SHARDING, "Moves", "Running changes of placement.", {"GET": (), "POST": (DRY_RUN,)}),
-        name="moves",
-    ),
-    path(
-        "cluster/moves/<str:move_id>",
-        disabled_view(SHARDING, "Move", "A change of placement: plan, phase, progress.", {"GET": ()}),
-        name="move",
-    ),
+    path("cluster/moves", picture.MovesView.as_view(), name="moves"),
+    path("cluster/moves/<str:move_id>", picture.MoveView.as_view(), name="move"),
     path(
         "cluster/moves/<str:move_id>/pause",
         disabled_view(SHARDING, "Pause of a move", "Pause a move.", {"POST": ()}),
@@ -155,14 +110,6 @@ urlpatterns = [
         disabled_view(SHARDING, "Cancellation of a move", "Cancel a move.", {"POST": ()}),
         name="move-cancel",
     ),
-    path(
-        "cluster/topology",
-        disabled_view(SHARDING, "Topology", "The whole picture, for dashboards.", {"GET": ()}),
-        name="cluster-topology",
-    ),
-    path(
-        "cluster/health/history",
-        disabled_view(SHARDING, "Health history", "How the peers were over time.", {"GET": ()}),
-        name="cluster-health-history",
-    ),
+    path("cluster/topology", picture.TopologyView.as_view(), name="cluster-topology"),
+    path("cluster/health/history", picture.HealthHistoryView.as_view(), name="cluster-health-history"),
 ]

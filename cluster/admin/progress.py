@@ -1,0 +1,82 @@
+"""How far a move is, for a progress bar and the numbers beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from django.template.defaultfilters import filesizeformat
+from django.template.loader import render_to_string
+from django.utils.safestring import SafeString
+
+from cluster.admin.wording import badge, duration
+from cluster.models import Move
+from cluster.states import MovePhase
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a page says of a move. `fraction` is of bytes where bytes are copied, else of operations."""
+
+    move: Move
+    now: datetime
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will happen."""
+        return MovePhase(self.move.phase).is_over
+
+    @property
+    def phase(self) -> SafeString:
+        """The phase as a coloured word."""
+        return badge(MovePhase(self.move.phase))
+
+    @property
+    def fraction(self) -> float | None:
+        """The part that is done, 0 to 1; None while it is not known of how much."""
+        done, total = (
+            (self.move.bytes_done, self.move.bytes_total)
+            if self.move.bytes_total
+            else (self.move.rows_done, self.move.rows_total)
+        )
+        if not total:
+            return 1.0 if self.move.phase == MovePhase.DONE else None
+        return min(1.0, done / total)
+
+    @property
+    def percent(self) -> str:
+        """The part that is done, in per cent."""
+        return "" if self.fraction is None else f"{100 * self.fraction:.0f} %"
+
+    @property
+    def amounts(self) -> str:
+        """Rows and bytes done and to be done; operations where the log is caught up with."""
+        move = self.move
+        if move.kind == Move.Kind.CATCH_UP:
+            return f"{move.rows_done:,} of {move.rows_total:,} operations"
+        if not move.bytes_total:
+            return "" if not move.rows_total else f"{move.rows_done:,} of {move.rows_total:,} rows"
+        rows = f"{move.rows_done:,} of {move.rows_total:,} rows"
+        return f"{rows}, {filesizeformat(move.bytes_done)} of {filesizeformat(move.bytes_total)}"
+
+    @property
+    def rate(self) -> str:
+        """Bytes in a second of copying, so far; empty while nothing was copied."""
+        if not self.move.bytes_done or self.move.work_s <= 0:
+            return ""
+        return f"{filesizeformat(self.move.bytes_done / self.move.work_s)}/s"
+
+    @property
+    def left(self) -> str:
+        """The estimated time that is left; empty while there is no rate, and when it is over."""
+        return "" if self.move.eta_s is None else f"about {duration(self.move.eta_s)} left"
+
+    @property
+    def took(self) -> str:
+        """How long it has been going on, or took."""
+        return duration(((self.move.ended_at or self.now) - self.move.started_at).total_seconds())
+
+
+def progress_bar(move: Move, now: datetime) -> SafeString:
+    """Return the bar with its numbers."""
+    return render_to_string("admin/cluster/move/progress.html", {"progress": Progress(move, now)})

@@ -1,0 +1,31 @@
+"""Paths of the routes between nodes, below `/cluster/node/`."""
+
+from __future__ import annotations
+
+from django.urls import path
+
+from cluster.api.node.digest import DigestView
+from cluster.api.node.log import CutBackView, PositionView, SliceView
+from cluster.api.node.placement import PlacementView
+from cluster.api.node.read import ReadView
+from cluster.api.node.status import AliveView, StatusView
+from cluster.api.node.sync import FileView, InstallView, OfferView
+from cluster.api.node.votes import HandOverView, PlacementOfShardView, TakeOverView, VoteView
+
+urlpatterns = [
+    path("alive", AliveView.as_view(), name="node-alive"),
+    path("status", StatusView.as_view(), name="node-status"),
+    path("placement", PlacementView.as_view(), name="node-placement"),
+    path("shards/<str:uid>/position", PositionView.as_view(), name="node-position"),
+    path("shards/<str:uid>/read", ReadView.as_view(), name="node-read"),
+    path("shards/<str:uid>/slice", SliceView.as_view(), name="node-slice"),
+    path("shards/<str:uid>/cut-back", CutBackView.as_view(), name="node-cut-back"),
+    path("shards/<str:uid>/digest", DigestView.as_view(), name="node-digest"),
+    path("shards/<str:uid>/sync", OfferView.as_view(), name="node-sync"),
+    path("shards/<str:uid>/sync/file", FileView.as_view(), name="node-sync-file"),
+    path("shards/<str:uid>/sync/install", InstallView.as_view(), name="node-sync-install"),
+    path("shards/<str:uid>/placement", PlacementOfShardView.as_view(), name="node-shard-placement"),
+    path("shards/<str:uid>/vote", VoteView.as_view(), name="node-vote"),
+    path("shards/<str:uid>/hand-over", HandOverView.as_view(), name="node-hand-over"),
+    path("shards/<str:uid>/take-over", TakeOverView.as_view(), name="node-take-over"),
+]

@@ -1,0 +1,158 @@
+"""Replication over HTTP: the replicas of this node, their health, sync, promotion (API §3).
+
+What waits for other nodes takes one of the slots that the requests of a process have for that.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from django.conf import settings
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from cluster.api.actors import actor_of
+from cluster.api.enabled import EnabledView
+from cluster.api.query import FORCE, NAMESPACE, REPLICA_ID, REPLICA_URL, SHARD_ID
+from cluster.health.rounds import probe_now
+from cluster.models import Replica
+from cluster.overview import replication_info
+from cluster.query_processor.means import means
+from cluster.services import joining, registry
+from cluster.services.handover import replica_promote
+from cluster.services.promotion import Promotion, promote
+from cluster.services.removal import replica_remove
+
+
+class ReplicationInfoView(EnabledView):
+    """The replicas of this node and how far they are; on a replica, the copies that it knows of."""
+
+    parameters: ClassVar = {"GET": ()}
+    title = "Replication"
+
+    def get(self, request: Request) -> Response:
+        """Return them."""
+        return Response(replication_info())
+
+    def not_enabled(self) -> dict[str, Any]:
+        """Return the message, and how a node that was started as a replica gets on with joining."""
+        answer = super().not_enabled()
+        if joining.wants_to_join():
+            answer["joining"] = {
+                "primary_url": settings.MLVDB_PRIMARY_URL,
+                "replica_id": settings.MLVDB_REPLICA_NAME,
+                "last_error": joining.join_error() or None,
+            }
+        return answer
+
+
+class ReplicasView(EnabledView):
+    """Add a replica; its full sync starts at once. Its node need not be up yet."""
+
+    parameters: ClassVar = {"POST": (REPLICA_ID, REPLICA_URL, SHARD_ID)}
+    title = "Replicas"
+    examples: ClassVar = {"POST": {"replica_id": "replica_1", "replica_url": "http://127.0.0.1:8002"}}
+
+    def post(self, request: Request) -> Response:
+        """Add it; the same id and URL again change nothing."""
+        given = self.given(request, required=("replica_id", "replica_url"))
+        with means().waits.slot():
+            replica, is_new = registry.replica_add(
+                name=given["replica_id"],
+                url=given["replica_url"],
+                shard=given.get("shard_id", ""),
+                actor=actor_of(request),
+            )
+        message = f"Replica {replica.name} {'added' if is_new else 'is there already'}"
+        answer: dict[str, Any] = {"status": "success", "message": message}
+        if replica.last_error:
+            answer["last_error"] = replica.last_error
+        return Response(answer)
+
+
+class ReplicasHealthView(EnabledView):
+    """Whether each replica is healthy: all are probed now, at once."""
+
+    parameters: ClassVar = {"GET": ()}
+    title = "Health of all replicas"
+
+    def get(self, request: Request) -> Response:
+        """Probe all replicas."""
+        with means().waits.slot():
+            return Response({"replicas_health": probe_now(list(Replica.objects.all()))})
+
+
+class ReplicaView(EnabledView):
+    """Remove a replica. Its node keeps its copy, read-only, and can be added again."""
+
+    parameters: ClassVar = {"DELETE": (FORCE,)}
+    title = "Replica"
+
+    def delete(self, request: Request, replica_id: str) -> Response:
+        """Remove it, once a majority of the members that stay has all that it has; with `force` at once."""
+        given = self.given(request)
+        with means().waits.slot():
+            replica_remove(name=replica_id, force=self.given_flag(given, "force"), actor=actor_of(request))
+        return Response({"status": "success", "message": f"Replica {replica_id} removed"})
+
+
+class ReplicaHealthView(EnabledView):
+    """Probe a replica now."""
+
+    parameters: ClassVar = {"GET": ()}
+    title = "Health of a replica"
+
+    def get(self, request: Request, replica_id: str) -> Response:
+        """Probe it."""
+        with means().waits.slot():
+            is_healthy = registry.replica_check(name=replica_id)
+        return Response({"replica_id": replica_id, "is_healthy": is_healthy})
+
+
+class ReplicaSyncView(EnabledView):
+    """Start a catch-up, or the full sync that a copy needs."""
+
+    parameters: ClassVar = {"POST": (NAMESPACE,)}
+    title = "Sync of a replica"
+
+    def post(self, request: Request, replica_id: str) -> Response:
+        """Start it; the move that is answered shows how far it is."""
+        given = self.given(request)
+        move = registry.replica_sync(name=replica_id, namespace=given.get("namespace"), actor=actor_of(request))
+        message = f"{move.get_kind_display().capitalize()} of replica {replica_id} started"
+        return Response({"status": "success", "message": message, "move": move.pk})
+
+
+class ReplicaPromoteView(EnabledView):
+    """Make a replica the primary of its shard; this node becomes its replica."""
+
+    parameters: ClassVar = {"POST": (FORCE,)}
+    title = "Promotion of a replica"
+
+    def post(self, request: Request, replica_id: str) -> Response:
+        """Hand over to it."""
+        given = self.given(request)
+        with means().waits.slot():
+            promoted = replica_promote(name=replica_id, force=self.given_flag(given, "force"), actor=actor_of(request))
+        return Response(_promoted(promoted, f"Replica {replica_id} is the primary now, in term {promoted.term}"))
+
+
+class PromoteView(EnabledView):
+    """On a replica: make this node the primary."""
+
+    parameters: ClassVar = {"POST": (FORCE,)}
+    title = "Promotion"
+
+    def post(self, request: Request) -> Response:
+        """Take over; without `force` only when the primary is gone and no other member is known to have more."""
+        given = self.given(request)
+        with means().waits.slot():
+            promoted = promote(force=self.given_flag(given, "force"), actor=actor_of(request))
+        already = "now" if promoted.changed else "already"
+        return Response(_promoted(promoted, f"This node is the primary {already}, in term {promoted.term}"))
+
+
+def _promoted(promoted: Promotion, message: str) -> dict[str, Any]:
+    """Return the answer to a promotion; `warning` says what may have been lost."""
+    warning = {"warning": promoted.warning} if promoted.warning else {}
+    return {"status": "success", "message": message, "term": promoted.term, "epoch": promoted.epoch, **warning}

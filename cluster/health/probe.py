@@ -1,0 +1,137 @@
+"""One probe of a node: ask for its status, and read the answer.
+
+The question tells the node where the primary's log ends, so that a replica knows how far behind it is. A node that
+answers, but is not the one it should be, has failed the probe: its `code` and `error` say why.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from cluster.services.candidates import STATUS_PATH, Host, check_candidate
+from cluster.transport.client import peer_client
+from cluster.transport.errors import PeerError, PeerRejected
+from vectors.errors import MLVectorDBError
+
+
+class ShardStatus(NamedTuple):
+    """A node's copy of one shard, as the node says."""
+
+    role: str
+    term: int
+    seq: int
+    promised_term: int
+    damage: bool
+    quarantined: bool
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """What copies are compared by."""
+        return self.term, self.seq
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """What a node says of itself; `cluster` is empty for one that is in none."""
+
+    node: str
+    version: str
+    protocol: int
+    cluster: str
+    epoch: int
+    is_owner: bool
+    shards: Mapping[str, ShardStatus] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, document: Any) -> NodeStatus:
+        """Read it; raise ValueError for anything that is not a status."""
+        try:
+            return cls(
+                node=str(document["node"]),
+                version=str(document["version"]),
+                protocol=int(document["protocol"]),
+                cluster=str(document["cluster"] or ""),
+                epoch=_whole(document["epoch"]),
+                is_owner=bool(document["is_owner"]),
+                shards={str(shard["uid"]): _shard(shard) for shard in document["shards"]},
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"the answer is not a node's status: {error!r}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What came of one probe: `status` when a node answered, `error` why the probe failed."""
+
+    ok: bool
+    took_ms: float
+    status: NodeStatus | None = None
+    error: str = ""
+    code: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked of every peer of a round, and what its answer is held against."""
+
+    host: Host
+    epoch: int
+    heads: Mapping[str, tuple[int, int]]
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The body of the request."""
+        return {
+            "cluster": self.host.cluster,
+            "epoch": self.epoch,
+            "heads": {uid: list(position) for uid, position in self.heads.items()},
+        }
+
+
+def probe(url: str, question: Question, *, name: str, expected_node: str = "", timeout_s: float) -> Probe:
+    """Probe the replica `name` at `url`; never raises for what the peer does."""
+    began = time.monotonic()
+    status: NodeStatus | None = None
+    code = error = ""
+    try:
+        answer = peer_client().json(
+            url, "POST", STATUS_PATH, json=question.body, timeout_s=timeout_s, even_if_silent=True
+        )
+        status = NodeStatus.of(answer)
+        check_candidate(question.host, url, answer, name=name, expected_node=expected_node)
+    except PeerRejected as rejected:
+        code, error = rejected.peer_code, rejected.message
+    except MLVectorDBError as refusal:
+        code, error = refusal.code, refusal.message
+    except ValueError as garbled:
+        code, error = "not_a_node", f"{url}: {garbled}"
+    return Probe(not code, round((time.monotonic() - began) * 1000, 2), status, error, code)
+
+
+def status_ask(url: str, *, timeout_s: float) -> NodeStatus | None:
+    """Return what a node says of itself, None when it does not answer as one; tells it nothing."""
+    try:
+        return NodeStatus.of(peer_client().json(url, "GET", STATUS_PATH, timeout_s=timeout_s, even_if_silent=True))
+    except (PeerError, ValueError):
+        return None
+
+
+def _shard(document: Any) -> ShardStatus:
+    return ShardStatus(
+        role=str(document["role"]),
+        term=_whole(document["term"]),
+        seq=_whole(document["seq"]),
+        promised_term=_whole(document["promised_term"]),
+        damage=bool(document.get("damage")),
+        quarantined=bool(document.get("quarantined")),
+    )
+
+
+def _whole(value: Any) -> int:
+    """Return a number that a column can hold."""
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise ValueError(f"not a whole number: {value!r}"[:200])
+    return value

@@ -1,0 +1,260 @@
+"""What people and dashboards are shown of the cluster: replication, storage, topology, moves, health over time."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+from django.conf import settings
+
+from cluster.models import HealthCheck, Move, Placement, Replica, ReplicaCopy
+from cluster.node_urls import own_url
+from cluster.replication.quorum import PRIMARY
+from cluster.states import CopyState, Membership, PeerHealth
+from cluster.topology import PlacementView, ShardView, TopologyView, topology
+from mlvdb_site.heartbeats import BEAT, process_states, process_warnings, worker_name
+from vectors.models import ShardHead
+
+#: From the one that says least of all copies of a replica to the one that says most.
+_STATES = (CopyState.REFUSED, CopyState.NEW, CopyState.QUARANTINED, CopyState.SYNCING, CopyState.FOLLOWING)
+_MEMBERSHIPS = (Membership.NONE, Membership.JOINING, Membership.LEAVING, Membership.MEMBER)
+
+
+def replication_info() -> dict[str, Any]:
+    """Return the answer of `/replication/info` on a node where replication is enabled.
+
+    At the owner `replicas` are its replicas. On a replica they are the copies it knows of from its placement, the
+    primary among them; what it does not know is null.
+    """
+    picture = topology()
+    states = process_states()
+    background = {
+        "workers_alive": all(states[name].alive for name in (worker_name("replication"), worker_name("health"), BEAT)),
+        "warnings": process_warnings(states),
+    }
+    own = {"node": settings.MLVDB_NODE_ID, "url": own_url(), "cluster": picture.cluster, "epoch": picture.epoch}
+    if picture.is_owner:
+        replicas = _registered()
+        return {
+            "role": "primary",
+            "primary_replica": PRIMARY,
+            "total_replicas": len(replicas),
+            "healthy_replicas": sum(replica["is_healthy"] for replica in replicas.values()),
+            **background,
+            **own,
+            "replicas": replicas,
+        }
+    placement = picture.placement
+    replicas = _told(picture)
+    return {
+        "role": "replica" if placement is None else placement.role,
+        "primary_replica": PRIMARY,
+        "primary_url": None if placement is None else placement.primary_url,
+        "replica_id": None if placement is None else placement.name,
+        "total_replicas": len([name for name in replicas if name != PRIMARY]),
+        "healthy_replicas": len([name for name, known in replicas.items() if name != PRIMARY and known["is_healthy"]]),
+        **background,
+        **own,
+        "replicas": replicas,
+    }
+
+
+def storage_section() -> dict[str, Any] | None:
+    """Return the section `replication` of `/storage/info`, None where there is nothing to say."""
+    picture = topology()
+    if not picture.replication_enabled:
+        return None
+    placement = picture.placement
+    if not picture.is_owner and placement is not None:
+        return {
+            "role": placement.role,
+            "replica_id": placement.name,
+            "primary_url": placement.primary_url,
+            "state": placement.state.value,
+            "epoch": picture.epoch,
+        }
+    replicas = {copy.name: copy for shard in picture.shards.values() for copy in shard.copies}
+    return {
+        "role": "primary",
+        "total_replicas": len(replicas),
+        "healthy_replicas": sum(copy.health is PeerHealth.ALIVE for copy in replicas.values()),
+        "epoch": picture.epoch,
+    }
+
+
+def topology_picture() -> dict[str, Any]:
+    """Return the whole picture, for dashboards: shards, their copies, running moves."""
+    picture = topology()
+    heads = {head.uid: head for head in ShardHead.objects.all()}
+    return {
+        "cluster": picture.cluster,
+        "epoch": picture.epoch,
+        "node": settings.MLVDB_NODE_ID,
+        "url": own_url(),
+        "is_owner": picture.is_owner,
+        "shards": {shard.label: _shard(shard, heads.get(uid)) for uid, shard in picture.shards.items()},
+        "moves": [move_view(move) for move in Move.objects.filter(ended_at__isnull=True)],
+    }
+
+
+def replica_health(replica: Replica) -> bool:
+    """Return whether a replica counts as healthy: it answers, as far as is known now."""
+    return PeerHealth(replica.health).is_routable
+
+
+def move_view(move: Move) -> dict[str, Any]:
+    """Return a move as the API shows it."""
+    return {
+        "id": move.pk,
+        "kind": move.kind,
+        "replica_id": move.replica_name or None,
+        "shard": move.shard,
+        "phase": move.phase,
+        "plan": move.plan,
+        "rows_done": move.rows_done,
+        "rows_total": move.rows_total,
+        "bytes_done": move.bytes_done,
+        "bytes_total": move.bytes_total,
+        "eta_s": None if move.eta_s is None else round(move.eta_s, 1),
+        "error": move.error or None,
+        "started_at": move.started_at.isoformat(),
+        "ended_at": None if move.ended_at is None else move.ended_at.isoformat(),
+    }
+
+
+def health_history(*, replica: str = "", limit: int) -> dict[str, list[dict[str, Any]]]:
+    """Return {replica: its newest probes, oldest first}."""
+    replicas = Replica.objects.filter(name=replica) if replica else Replica.objects.all()
+    history = {}
+    for row in replicas:
+        checks = list(HealthCheck.objects.filter(replica=row)[:limit])
+        history[row.name] = [
+            {
+                "at": check.at.isoformat(),
+                "ok": check.ok,
+                "health": check.health,
+                "took_ms": check.took_ms,
+                "error": check.error or None,
+            }
+            for check in reversed(checks)
+        ]
+    return history
+
+
+def _registered() -> dict[str, dict[str, Any]]:
+    heads = {head.uid: head for head in ShardHead.objects.filter(is_primary=True)}
+    copies: dict[int, list[ReplicaCopy]] = defaultdict(list)
+    for copy in ReplicaCopy.objects.all():
+        copies[copy.replica_id].append(copy)
+    return {replica.name: _replica(replica, copies[replica.pk], heads) for replica in Replica.objects.all()}
+
+
+def _replica(replica: Replica, copies: list[ReplicaCopy], heads: dict[str, ShardHead]) -> dict[str, Any]:
+    """Return a replica as a whole, and each of its copies: the whole is as its worst copy."""
+    worst = min((CopyState(copy.state) for copy in copies), key=_STATES.index, default=CopyState.NEW)
+    least = min((Membership(copy.membership) for copy in copies), key=_MEMBERSHIPS.index, default=Membership.NONE)
+    shards = {
+        heads[copy.shard].label: {
+            "state": copy.state,
+            "state_since": copy.state_since.isoformat(),
+            "membership": copy.membership,
+            "applied_seq": copy.seq,
+            "applied_term": copy.term,
+            "lag": max(0, heads[copy.shard].last_seq - copy.seq),
+            "digest": copy.digest_verdict or None,
+            "digest_at": None if copy.digest_at is None else copy.digest_at.isoformat(),
+        }
+        for copy in copies
+        if copy.shard in heads
+    }
+    return {
+        "url": replica.url,
+        "node": replica.node or None,
+        "version": replica.version or None,
+        "is_healthy": replica_health(replica),
+        "health": replica.health,
+        "last_health_check": None if replica.checked_at is None else replica.checked_at.isoformat(),
+        "is_primary": False,
+        "state": worst.value,
+        "member": least is Membership.MEMBER,
+        "membership": least.value,
+        "paused": replica.paused,
+        "applied_seq": min((copy.seq for copy in copies), default=0),
+        "lag": sum(shard["lag"] for shard in shards.values()),
+        "last_error": replica.last_error or None,
+        "shards": shards,
+    }
+
+
+def _told(picture: TopologyView) -> dict[str, dict[str, Any]]:
+    """Return the copies that this node knows of from its placements, the primary among them."""
+    heads = {head.uid: head for head in ShardHead.objects.all()}
+    heard = {row.shard: row for row in Placement.objects.all()}
+    known: dict[str, dict[str, Any]] = {}
+    for shard in picture.shards.values():
+        placement = shard.placement
+        if placement is None:
+            continue
+        row, head = heard.get(shard.uid), heads.get(shard.uid)
+        known.setdefault(PRIMARY, _primary(placement, 0 if row is None else row.primary_seq))
+        for copy in shard.copies:
+            applied = head.last_seq if copy.is_self and head is not None else None
+            behind = None if applied is None or row is None else max(0, row.primary_seq - applied)
+            known.setdefault(
+                copy.name,
+                {
+                    "url": copy.url,
+                    "node": copy.node or None,
+                    "is_healthy": True if copy.is_self else None,
+                    "last_health_check": None,
+                    "is_primary": False,
+                    "state": copy.state.value,
+                    "member": copy.membership is Membership.MEMBER,
+                    "membership": copy.membership.value,
+                    "applied_seq": applied,
+                    "lag": behind,
+                    "last_error": None,
+                },
+            )
+    return known
+
+
+def _primary(placement: PlacementView, seq: int) -> dict[str, Any]:
+    return {
+        "url": placement.primary_url,
+        "node": placement.primary_node or None,
+        "is_healthy": None,
+        "last_health_check": None,
+        "is_primary": True,
+        "state": PRIMARY,
+        "member": True,
+        "membership": Membership.MEMBER.value,
+        "applied_seq": seq,
+        "lag": 0,
+        "last_error": None,
+    }
+
+
+def _shard(shard: ShardView, head: ShardHead | None) -> dict[str, Any]:
+    return {
+        "uid": shard.uid,
+        "term": None if head is None else head.term,
+        "seq": None if head is None else head.last_seq,
+        "is_local": shard.shard_id is not None,
+        "is_primary": shard.is_local_primary,
+        "primary_url": own_url() if shard.is_local_primary else shard.primary_url,
+        "copies": [
+            {
+                "name": copy.name,
+                "url": copy.url,
+                "node": copy.node or None,
+                "state": copy.state.value,
+                "membership": copy.membership.value,
+                "health": copy.health.value,
+                "seq": copy.seq,
+                "paused": copy.paused,
+                "is_self": copy.is_self,
+            }
+            for copy in shard.copies
+        ],
+    }

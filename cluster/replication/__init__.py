@@ -1,0 +1,1 @@
+"""Copying: placements, shipping of the log, full sync, votes and promotion."""

@@ -1,0 +1,1 @@
+"""What changes the registry, placements and moves: each in one transaction with its event and marker."""

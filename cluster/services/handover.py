@@ -1,0 +1,238 @@
+"""Handing the primary's part over to a replica while both are alive; nothing that was acknowledged is lost.
+
+Preconditions: this node keeps the registry and takes writes; the replica follows, is a member, and answers.
+Steps:
+1. bring the replica to the head while writes go on, so that the pause for writers is short;
+2. promise the next term to the replica: from here on this node commits nothing more;
+3. send the rest, and compare: the replica must be exactly where this log ends;
+4. tell the replica to take over; it collects the votes, this node's promise among them, and commits the change;
+5. its placement makes this node a replica.
+If 3 or 4 fail, this node stands for election again, in a newer term, so that writes go on; should the replica have won
+after all, this node learns of it there and obeys. A crash in between leaves a primary that takes no writes, which beat
+has stand again.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from django.conf import settings
+from django.db import transaction
+
+from cluster.health.rounds import probe_now
+from cluster.models import Replica, ReplicaCopy, Topology
+from cluster.replication import quorum
+from cluster.replication.election import NewerPlacement, placement_ask
+from cluster.replication.placements import PlacementDocument
+from cluster.replication.quorum import PRIMARY
+from cluster.replication.sender import Sender, Step, Target
+from cluster.replication.votes import members_of, next_term
+from cluster.services.accession import placement_adopt, registry_document
+from cluster.services.changes import TASK, event_write
+from cluster.services.placements import placement_push_now
+from cluster.services.promotion import Promotion, promotion_lease, stand_again
+from cluster.services.registry import check_owner, replica_of
+from cluster.states import CopyState, Membership
+from cluster.topology import topology
+from cluster.transport.client import peer_client
+from cluster.transport.errors import PeerError, PeerRejected
+from vectors.errors import Conflict, MLVectorDBError, Unavailable
+from vectors.models import ShardHead
+from vectors.store import log, terms
+from vectors.store.log import Head, Position
+
+logger = logging.getLogger(__name__)
+
+CATCH_UP_WITHIN_S = 20.0
+REST_WITHIN_S = 5.0
+_TAKE_OVER_WITHIN_S = 20.0
+
+
+class NotPromotable(Conflict):
+    """Raised when a replica may not take over now; nothing was changed."""
+
+    code = "replica_not_ready"
+
+
+class HandoverFailed(Conflict):
+    """Raised when the replica did not take over, and this node is the primary again."""
+
+    code = "promotion_failed"
+
+
+class NoPrimary(Unavailable):
+    """Raised when the replica did not take over and this node cannot be elected again; the message says what to do."""
+
+    code = "no_primary"
+    transient = False
+
+
+def replica_promote(*, name: str, force: bool = False, actor: str) -> Promotion:
+    """Make a replica the primary of the shard in this node's place; return the new term.
+
+    `force` goes on where too few members can be reached to vote; the replica must be at the head all the same.
+
+    Raise ReplicaNotFound, NotPromotable, HandoverFailed, NoPrimary, and StorageError and the like.
+    """
+    check_owner()
+    replica = replica_of(name)
+    copies = list(ReplicaCopy.objects.filter(replica=replica))
+    heads = {head.uid: head for head in ShardHead.objects.filter(is_primary=True)}
+    if set(heads) - {copy.shard for copy in copies}:
+        raise NotPromotable(f"replica {name} has no copy of every shard of this node", field="replica_id")
+    promotions = [_hand_over(replica, copy, heads[copy.shard], force, actor) for copy in copies if copy.shard in heads]
+    if not promotions:
+        raise NotPromotable(f"replica {name} has no copy of a shard of this node", field="replica_id")
+    return promotions[0]
+
+
+def hand_over_to(node: str, *, cluster: str, actor: str) -> Promotion:
+    """Hand over to the replica that is `node`, which asks for it itself. Raise as `replica_promote` does."""
+    replica = Replica.objects.filter(node=node).first()
+    if replica is None or cluster != check_owner().cluster:
+        raise NotPromotable(f"node {node[:8]} is no replica of this node")
+    return replica_promote(name=replica.name, actor=actor)
+
+
+def _hand_over(replica: Replica, copy: ReplicaCopy, row: ShardHead, force: bool, actor: str) -> Promotion:
+    lease = promotion_lease(row.uid)
+    if lease is None:
+        raise NotPromotable(f"a promotion of shard {row.label} is under way already")
+    with lease:
+        _check_ready(replica, copy)
+        if not force:
+            _check_votes(row)
+        sender = Sender(Target(replica.name, replica.url, row.uid, row.pk))
+        try:
+            _bring_to_head(sender, within_s=CATCH_UP_WITHIN_S)
+            # It must act on the present placement, or its order would be void.
+            placement_push_now(url=replica.url, shard=row.uid)
+        except MLVectorDBError as error:
+            raise NotPromotable(f"replica {replica.name} could not be brought to the head: {error.message}") from error
+        head = _read(row.pk)
+        if not head.takes_writes:
+            raise NotPromotable("this node has promised a newer term and takes no writes itself", field="replica_id")
+        term = next_term((head.term, head.promised_term), drawn=False)
+        with transaction.atomic():
+            event_write(actor=actor, action="handover", subject=replica.name, after={"term": term, "shard": row.label})
+        promised = terms.term_promise(row.pk, term, candidate=replica.node)
+        try:
+            answer = _order(replica, sender, row, Position(promised.term, promised.last_seq), term, force, actor)
+        except MLVectorDBError as error:
+            return _after_failure(replica, row, error, force)
+        except Exception:
+            logger.exception("handover_failed shard=%s to=%s", row.label, replica.name)
+            _after_failure(replica, row, Conflict("internal error, see the log"), force)
+            raise
+        _obey(replica, row)
+    logger.warning("handed_over shard=%s to=%s term=%d", row.label, replica.name, answer["term"])
+    return Promotion(row.label, answer["term"], answer["seq"], answer["epoch"])
+
+
+def _check_ready(replica: Replica, copy: ReplicaCopy) -> None:
+    def refuse(reason: str) -> NotPromotable:
+        return NotPromotable(f"replica {replica.name} {reason}", field="replica_id", detail={"state": copy.state})
+
+    if replica.paused:
+        raise refuse("is paused: resume it first")
+    if not CopyState(copy.state).takes_slices:
+        raise refuse(f"does not follow this node's log (state {CopyState(copy.state).label})")
+    if copy.membership != Membership.MEMBER:
+        raise refuse("is not a member (yet), or is about to leave")
+    if not replica.node or not probe_now([replica])[replica.name]:
+        replica.refresh_from_db()
+        raise refuse(f"does not answer as it should: {replica.last_error or 'it was never reached'}")
+
+
+def _check_votes(row: ShardHead) -> None:
+    """Raise NotPromotable when too few members answer: whoever stands then, replica or this node, would not win."""
+    document = registry_document(row.uid)
+    members = members_of(document)
+    answers = probe_now(list(Replica.objects.filter(copies__shard=row.uid)))
+    voters = {PRIMARY, *(name for name, answered in answers.items() if answered)}
+    if not quorum.is_elected(voters, members):
+        away = sorted(set(members) - voters)
+        raise NotPromotable(
+            f"{quorum.votes_needed(members)} members have to vote, and {', '.join(away)} cannot be reached",
+            detail={"needed": quorum.votes_needed(members), "away": away},
+        )
+
+
+def _bring_to_head(sender: Sender, *, within_s: float) -> None:
+    """Send until the copy has the head; raise Unavailable when it is not there in time, and what sending raises."""
+    deadline = time.monotonic() + within_s
+    while True:
+        step = sender.step(timeout_s=settings.MLVDB_PEER_TIMEOUT_S, even_if_silent=True)
+        if step is Step.UP_TO_DATE:
+            return
+        if step is Step.FULL_SYNC:
+            raise Unavailable("it needs a full sync first")
+        if time.monotonic() > deadline:
+            raise Unavailable(f"it did not catch up within {within_s:g} s; try again when there are fewer writes")
+
+
+def _order(
+    replica: Replica, sender: Sender, row: ShardHead, at: Position, term: int, force: bool, actor: str
+) -> dict[str, int]:
+    """Send the rest and have the replica take over; return its answer."""
+    _bring_to_head(sender, within_s=REST_WITHIN_S)
+    now = topology()
+    answer = peer_client().json(
+        replica.url,
+        "POST",
+        f"/cluster/node/shards/{row.uid}/take-over",
+        json={"cluster": now.cluster, "epoch": now.epoch, "term": term, "at": list(at), "force": force, "actor": actor},
+        timeout_s=_TAKE_OVER_WITHIN_S,
+        even_if_silent=True,
+    )
+    return {"term": int(answer["term"]), "seq": int(answer["seq"]), "epoch": int(answer["epoch"])}
+
+
+def _after_failure(replica: Replica, row: ShardHead, error: MLVectorDBError, force: bool) -> Promotion:
+    """Win the right to write back, or find that the replica has taken over; return that promotion, else raise."""
+    reason = error.peer_message if isinstance(error, PeerRejected) else error.message
+    logger.warning("handover_failed shard=%s to=%s error=%s", row.label, replica.name, reason)
+    try:
+        again = stand_again(row.uid, force=force, actor=TASK)
+    except NewerPlacement as newer:
+        document = newer.document
+        if document.primary.node == replica.node:
+            return Promotion(document.label, document.term, 0, document.epoch)
+        raise HandoverFailed(
+            f"another node was made the primary meanwhile: {document.primary.url}",
+            detail={"primary_url": document.primary.url},
+        ) from None
+    except MLVectorDBError as refusal:
+        raise NoPrimary(
+            f"{replica.name} did not take over ({reason}), and this node cannot be elected again "
+            f"({refusal.message}): it takes no writes until enough members answer, which it tries by itself. If "
+            "they are gone for good, run `manage.py promote --force` on this node",
+            detail={"reason": reason, "election": refusal.message},
+        ) from error
+    raise HandoverFailed(
+        f"{replica.name} did not take over: {reason}. This node is the primary again, in term {again.term}; "
+        "nothing was lost",
+        detail={"reason": reason, "term": again.term},
+    ) from error
+
+
+def _obey(replica: Replica, row: ShardHead) -> None:
+    """Take the new primary's placement, if its push has not come yet; beat and its pushes will, should this fail."""
+    if not Topology.objects.filter(is_owner=True).exists():
+        return
+    try:
+        document = registry_document(row.uid)
+        [copy] = [copy for copy in document.copies if copy.node == replica.node]
+        told: PlacementDocument | None = placement_ask(copy, document)
+        if told is not None and told.epoch > document.epoch:
+            placement_adopt(told)
+    except (PeerError, MLVectorDBError) as error:
+        logger.warning("placement_not_taken_yet shard=%s error=%s", row.label, error)
+
+
+def _read(shard_id: int) -> Head:
+    head = log.read_head(shard_id)
+    if head is None:
+        raise Conflict("this node has no copy of the shard")
+    return head
