@@ -99,6 +99,24 @@ class Node:
                     total += 1024 * int(line.split()[1])
         return total
 
+    def cpu_s(self) -> float:
+        """Return the processor time that all processes of the node have used since its start."""
+        assert self._process is not None
+        ticks = 0
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with contextlib.suppress(OSError):
+                    fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+                    if int(fields[2]) == self._process.pid:
+                        # Its own, user and system, and that of children that have ended.
+                        ticks += sum(map(int, fields[11:15]))
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+    @property
+    def url(self) -> str:
+        """The URL of the API."""
+        return f"http://127.0.0.1:{self.port}"
+
     def __enter__(self) -> Node:
         return self
 

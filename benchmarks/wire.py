@@ -17,10 +17,12 @@ def prepared(
     *,
     content_type: str = "application/json",
     accept: str = "application/json",
+    node: str = "",
 ) -> bytes:
-    """Return the bytes of an HTTP/1.1 request that keeps its connection."""
+    """Return the bytes of an HTTP/1.1 request that keeps its connection; `node` sends it as a node with that id."""
+    sender = f"X-MLVDB-Node: {node}\r\n" if node else ""
     head = (
-        f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: {accept}\r\n"
+        f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: {accept}\r\n{sender}"
         f"Content-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body

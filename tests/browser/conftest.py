@@ -93,14 +93,20 @@ def troubles() -> Troubles:
 
 
 @pytest.fixture
-def page(browser, node, troubles) -> Iterator[Any]:
+def nodes(node) -> list[BrowsedNode]:
+    """The nodes whose pages may be opened."""
+    return [node]
+
+
+@pytest.fixture
+def page(browser, nodes, troubles) -> Iterator[Any]:
     """A page in a fresh browser profile; afterwards nothing may have gone wrong unseen."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     context.set_default_timeout(15_000)
 
     def guard(route: Any) -> None:
         url = urlsplit(route.request.url)
-        if url.scheme in ("data", "blob") or url.netloc == urlsplit(node.base_url).netloc:
+        if url.scheme in ("data", "blob") or url.netloc in {urlsplit(node.base_url).netloc for node in nodes}:
             route.continue_()
         else:
             troubles.foreign.append(route.request.url)
@@ -128,12 +134,17 @@ def page(browser, node, troubles) -> Iterator[Any]:
 @pytest.fixture
 def admin(page, node) -> Any:
     """A page of the admin's index, logged in with the password that the node printed."""
+    log_in(page, node)
+    return page
+
+
+def log_in(page: Any, node: BrowsedNode) -> None:
+    """Log in to a node's admin; its index is open then."""
     page.goto(f"{node.base_url}/admin/")
     page.get_by_label("Username").fill("admin")
     page.get_by_label("Password").fill(node.password)
     page.get_by_role("button", name="Log in").click()
     page.get_by_role("heading", name="This node").wait_for()
-    return page
 
 
 @pytest.fixture

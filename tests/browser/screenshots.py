@@ -7,12 +7,15 @@ Not part of a plain run, which changes no file of the checkout.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from django.conf import settings
 
 from tests.browser import digits
+from tests.browser.conftest import BrowsedNode
+from tests.processes.node import NodeProcess, wait_for
 
 expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
 
@@ -21,6 +24,17 @@ LARGEST_BYTES = 200_000
 COLORS = {"tomato": (255, 99, 71), "gold": (255, 215, 0), "teal": (0, 128, 128), "navy": (0, 0, 128)}
 
 pytestmark = [pytest.mark.browser, pytest.mark.processes]
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[BrowsedNode]:
+    """A node that may have replicas."""
+    node = BrowsedNode(options=("--enable-replication",))
+    try:
+        node.start()
+        yield node
+    finally:
+        node.close()
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +90,49 @@ def test_browsable_search(page, filled):
     page.locator("#post-form button").click()
     page.get_by_text('"score"').first.wait_for()
     take(page, "browsable-search.png", height=900)
+
+
+@pytest.fixture(scope="module")
+def replicated(filled) -> Iterator[BrowsedNode]:
+    """The node with two replicas: both members, one of them paused and behind."""
+    replicas = [NodeProcess(), NodeProcess()]
+    try:
+        for number, replica in enumerate(replicas, 1):
+            replica.start()
+            query = f"replica_id=replica_{number}&replica_url={replica.base_url}"
+            filled.call("POST", f"/replication/replicas?{query}")
+
+        def are_members() -> bool:
+            return all(known["member"] for known in filled.call("GET", "/replication/info")["replicas"].values())
+
+        wait_for(are_members, timeout_s=60, what="two members")
+        yield filled
+    finally:
+        for replica in replicas:
+            replica.close()
+
+
+def test_admin_replicas(admin, replicated, reload_until):
+    url = f"{replicated.base_url}/admin/cluster/replica/"
+    admin.goto(url)
+    for replica, action, done in (("replica_1", "verify", "being compared"), ("replica_2", "pause", "paused")):
+        admin.locator("#result_list tr", has_text=replica).get_by_role("checkbox").check()
+        admin.get_by_label("Action:").select_option(action)
+        admin.get_by_role("button", name="Go").click()
+        expect(admin.locator(".messagelist")).to_contain_text(done)
+    for number in range(7):
+        replicated.call("POST", "/vectors?namespace=colors", {"id": f"grey-{number}", "values": [number] * 3})
+    expect(admin.locator(".field-digest").first).to_contain_text("equal", timeout=45_000)
+    admin.wait_for_timeout(30_000)  # probes for the chart
+    admin.goto(url)
+    quiet(admin, reload_until)
+    expect(admin.locator(".live-note")).to_contain_text("As of", timeout=15_000)
+    take(admin, "admin-replicas.png", height=640)
+
+
+def test_admin_remove_replica(admin, replicated, reload_until):
+    admin.goto(f"{replicated.base_url}/admin/cluster/replica/")
+    quiet(admin, reload_until)
+    admin.get_by_role("link", name="replica_1").click()
+    admin.get_by_role("link", name="Delete").click()
+    take(admin, "admin-remove-replica.png", height=880)

@@ -8,11 +8,13 @@ import pytest
 
 from tests.processes.node import NodeProcess
 
+STARTS_NODES = {"NodeProcess", "ReplicationCluster"}
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that start nodes, and give them to one xdist worker: a node is ten processes."""
     for item in items:
-        if "NodeProcess" in vars(getattr(item, "module", None) or object):
+        if STARTS_NODES & vars(getattr(item, "module", None) or object).keys():
             item.add_marker(pytest.mark.processes)
             item.add_marker(pytest.mark.xdist_group("processes"))
 
@@ -23,7 +25,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     report = yield
     if report.failed:
         for name, value in getattr(item, "funcargs", {}).items():
-            if isinstance(value, NodeProcess):
+            # A cluster, or a node.
+            if hasattr(value, "log_tail"):
                 report.sections.append((f"output and logs of {name}", value.log_tail()))
     return report
 

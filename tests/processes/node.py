@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -23,6 +24,7 @@ from mlvdb_site.processes.broker import remove_left_over
 ROOT = Path(__file__).resolve().parent.parent.parent
 START_WITHIN_S = 60.0
 STOP_WITHIN_S = 15.0
+OUTSIDE_OF_EPHEMERAL_PORTS = (12_000, 32_000)
 
 T = TypeVar("T")
 
@@ -179,7 +181,7 @@ class NodeProcess:
         return sorted(found)
 
     def child(self, name: str) -> int:
-        """Return the process id of a child of `serve`: web, broker, beat, health or tasks."""
+        """Return the process id of a child of `serve`: web, broker, beat, health, replication or tasks."""
         return int(self.record["processes"][name])
 
     def worker_pids(self) -> list[int]:
@@ -233,10 +235,13 @@ class NodeProcess:
 
 
 def free_port() -> int:
-    """Return a port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port that was free a moment ago, and that no outgoing connection takes while its node is down."""
+    while True:
+        # Not from the generator that tests seed: several processes would try the same ports.
+        port = random.SystemRandom().randrange(*OUTSIDE_OF_EPHEMERAL_PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_for(condition: Callable[[], T], *, timeout_s: float = 10.0, what: str = "the condition") -> T:

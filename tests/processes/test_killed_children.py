@@ -53,7 +53,7 @@ def test_a_killed_web_server_takes_its_workers_along_and_is_replaced(node: NodeP
     wait_for(lambda: node.child("web") != web, what="a new web server in the record")
 
 
-@pytest.mark.parametrize("name", ["broker", "beat", "health", "tasks"])
+@pytest.mark.parametrize("name", ["broker", "beat", "health", "replication", "tasks"])
 def test_any_other_killed_child_is_replaced(node: NodeProcess, name: str) -> None:
     before = node.child(name)
     grandchildren = children_of(before)

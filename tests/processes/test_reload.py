@@ -18,7 +18,7 @@ def test_a_changed_file_restarts_web_and_celery_but_not_the_broker() -> None:
             wait_for(
                 lambda: all(
                     node.record["processes"].get(name, before[name]) != before[name]
-                    for name in ("web", "health", "tasks", "beat")
+                    for name in ("web", "health", "replication", "tasks", "beat")
                 ),
                 timeout_s=40,
                 what="new processes",

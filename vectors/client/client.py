@@ -52,8 +52,9 @@ class Client:
     """A node, or a cluster behind it. Thread-safe; connections are kept and shared.
 
     Reads see every earlier write of this client, whichever copy answers: each write's `seq` is kept and sent along
-    (`X-MLVDB-Min-Seq`). Ids are made here when none are given, so a repeated insert writes the same row. Requests that
-    may be repeated are, as `retries` say. Everything that fails raises a `ClientError`.
+    (`X-MLVDB-Min-Seq`). A write that a replica refuses is sent to the primary that it names, and so are those after it.
+    Ids are made here when none are given, so a repeated insert writes the same row. Requests that may be repeated are,
+    as `retries` say. Everything that fails raises a `ClientError`.
 
     `timeout` is how long to wait for an answer, in seconds. `api_key` is needed where the node has keys.
     """
@@ -393,6 +394,7 @@ class Client:
             body=body,
             headers=self._options,
             repeatable=repeatable,
+            writes=True,
         ).data
         self._session.tokens.remember(answer.get("seq", {}))
         return answer

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vectors.client.errors import ErrorAnswer
+from vectors.client.primary import NOT_PRIMARY
 
 #: Answered before anything was done, so even what must not happen twice may be sent again.
 _NOTHING_DONE = frozenset({"busy", "checkpoint_behind", "storage_busy"})
@@ -43,6 +44,9 @@ def passes(error: ErrorAnswer, *, repeatable: bool) -> bool:
 
     `repeatable`: doing it twice is the same as doing it once.
     """
+    if error.code == NOT_PRIMARY:
+        # Refused before anything was done. Nobody says who the primary is while another one is being made.
+        return True
     if error.status not in _PASSING_STATUSES or error.code in _LASTING:
         return False
     return repeatable or error.code in _NOTHING_DONE

@@ -16,6 +16,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.exceptions import MaxRetryError, NewConnectionError
 
 from vectors.client.errors import BadAnswer, ErrorAnswer, NoAnswer, error_of
+from vectors.client.primary import MOST_HOPS, Primary
 from vectors.client.retries import Retries, passes
 from vectors.errors import InvalidInput
 from vectors.tokens import Token, parse_token
@@ -67,7 +68,7 @@ class Reply:
 
 
 class Session:
-    """Requests to one node. Thread-safe.
+    """Requests to one node, and writes to its primary where that is another. Thread-safe.
 
     A request is sent again after a passing failure, with growing pauses, as often as `retries` say; the last time over
     a connection of its own, in case the kept ones are what is broken.
@@ -81,15 +82,17 @@ class Session:
             raise ValueError(f"base_url must be like http://127.0.0.1:8000, got {base_url!r}")
         self.base_url = base_url.rstrip("/")
         self.tokens = SessionTokens()
+        self.primary = Primary(self.base_url)
         self._api_key = api_key
         self._timeout_s = timeout_s
         self._retries = retries
-        self._is_local = _is_loopback(parts.hostname)
-        self._connections = self._new_connections()
+        self._lock = threading.Lock()
+        self._connections: dict[str, requests.Session] = {}
 
     def close(self) -> None:
         """Close the connections."""
-        self._connections.close()
+        for connections in self._connections.copy().values():
+            connections.close()
 
     def call(
         self,
@@ -100,12 +103,14 @@ class Session:
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
         repeatable: bool,
+        writes: bool = False,
         accepted: tuple[int, ...] = (),
     ) -> Reply:
         """Return the answer to a request, or raise a ClientError.
 
         `repeatable` says that doing it twice is the same as doing it once; otherwise it is sent again only when nothing
-        can have happened. Statuses in `accepted` are answers like a 2xx.
+        can have happened. What `writes` goes to the primary: a replica refuses it and names that. Statuses in
+        `accepted` are answers like a 2xx.
         """
         sent = {"Accept": MSGPACK, **(headers or {})}
         if body is not None:
@@ -113,32 +118,43 @@ class Session:
         if self._api_key is not None:
             sent["Authorization"] = f"Bearer {self._api_key}"
         prepared = requests.Request(method, self.base_url, headers=sent, data=body).prepare()
-        # Set here, since preparing it would resolve an id that is `.` or `..` as a step in the path.
-        prepared.url = f"{self.base_url}{path}{'?' + urlencode(params) if params else ''}"
-        attempt = 1
+        rest = f"{path}{'?' + urlencode(params) if params else ''}"
+        attempt, hops = 1, 0
         while True:
+            base_url = self.primary.url if writes else self.base_url
+            # Set here, since preparing it would resolve an id that is `.` or `..` as a step in the path.
+            prepared.url = f"{base_url}{rest}"
             error: ErrorAnswer | NoAnswer
             retry_after_s = None
             try:
-                reply = self._once(prepared, accepted, fresh=attempt > 1 and attempt == self._retries.attempts)
-                return reply
+                fresh = attempt > 1 and attempt == self._retries.attempts
+                return self._once(base_url, prepared, accepted, fresh=fresh)
             except ErrorAnswer as refused:
+                if writes and self.primary.follow(refused, asked=base_url) and hops < MOST_HOPS:
+                    hops += 1
+                    continue
                 error, retry_after_s = refused, refused.retry_after_s
                 may_repeat = passes(refused, repeatable=repeatable)
             except requests.RequestException as failed:
-                error = NoAnswer(f"{method} {self.base_url}{path}: {_reason(failed)}")
+                error = NoAnswer(f"{method} {base_url}{path}: {_reason(failed)}")
                 error.__cause__ = failed
                 may_repeat = repeatable or _never_sent(failed)
+                self.primary.forget(base_url)
+            except BadAnswer:
+                self.primary.forget(base_url)
+                raise
             pause_s = self._retries.pause_s(attempt, retry_after_s=retry_after_s) if may_repeat else None
             if pause_s is None:
                 raise error
             self.sleep(pause_s)
             attempt += 1
 
-    def _once(self, prepared: requests.PreparedRequest, accepted: tuple[int, ...], *, fresh: bool) -> Reply:
-        connections = self._new_connections() if fresh else self._connections
+    def _once(
+        self, base_url: str, prepared: requests.PreparedRequest, accepted: tuple[int, ...], *, fresh: bool
+    ) -> Reply:
+        connections = _new_connections(base_url) if fresh else self._connections_to(base_url)
         try:
-            settings = connections.merge_environment_settings(self.base_url, {}, False, None, None)
+            settings = connections.merge_environment_settings(base_url, {}, False, None, None)
             response = connections.send(
                 prepared, timeout=(CONNECT_TIMEOUT_S, self._timeout_s), allow_redirects=False, **settings
             )
@@ -147,14 +163,22 @@ class Session:
             if fresh:
                 connections.close()
 
-    def _new_connections(self) -> requests.Session:
-        connections = requests.Session()
-        # A proxy of the environment is for other machines; and a node in protected mode refuses what a proxy forwards.
-        connections.trust_env = not self._is_local
-        adapter = HTTPAdapter(pool_connections=1, pool_maxsize=_CONNECTIONS)
-        connections.mount("http://", adapter)
-        connections.mount("https://", adapter)
+    def _connections_to(self, base_url: str) -> requests.Session:
+        connections = self._connections.get(base_url)
+        if connections is None:
+            with self._lock:
+                connections = self._connections.setdefault(base_url, _new_connections(base_url))
         return connections
+
+
+def _new_connections(base_url: str) -> requests.Session:
+    connections = requests.Session()
+    # A proxy of the environment is for other machines; and a node in protected mode refuses what a proxy forwards.
+    connections.trust_env = not _is_loopback(urlsplit(base_url).hostname or "")
+    adapter = HTTPAdapter(pool_connections=1, pool_maxsize=_CONNECTIONS)
+    connections.mount("http://", adapter)
+    connections.mount("https://", adapter)
+    return connections
 
 
 def _reply(response: requests.Response, accepted: tuple[int, ...]) -> Reply:

@@ -23,8 +23,10 @@ _PRIVATE_ENVIRON = {
     "DATABASE_URL": "",
     "MLVDB_BROKER_URL": "",
     "MLVDB_DURABILITY": "process",
+    "MLVDB_ENABLE_REPLICATION": "",
     "MLVDB_LOG_LEVEL": "warning",
     "MLVDB_QUERY_PROCESSOR": "",
+    "MLVDB_SERVES_HTTP": "off",
     "MLVDB_WORKERS": "1",
 }
 
@@ -56,6 +58,12 @@ def private_directory() -> Path | None:
     return _private
 
 
+def private_environ() -> dict[str, str]:
+    """Return what a process of its own must have in its environment to work on the private data dir."""
+    assert _private is not None
+    return {**_PRIVATE_ENVIRON, "MLVDB_DATA_DIR": str(_private)}
+
+
 def _set_up_private() -> None:
     global _private
     directory = Path(tempfile.mkdtemp(prefix="mlvdb-library-"))
@@ -64,10 +72,11 @@ def _set_up_private() -> None:
         with _environ({**_PRIVATE_ENVIRON, "MLVDB_DATA_DIR": str(directory)}):
             # The program's own logging stays as it is; loading the settings in this environment fixes all the rest.
             settings.LOGGING_CONFIG = None
-        import django
-        from django.core.management import call_command
+            import django
+            from django.core.management import call_command
 
-        django.setup()
+            # What the apps import names the settings in the environment, where they are not yet.
+            django.setup()
         call_command("migrate", "vectors", verbosity=0, interactive=False)
     except BaseException:
         shutil.rmtree(directory, ignore_errors=True)

@@ -37,6 +37,8 @@ class QueryProcessor:
     def __init__(self, storage_engine: StorageEngineInMemory, index: Index | None = None) -> None:
         self.storage_engine = storage_engine
         self.index = index or Index()
+        # What is read and written; `cluster.library` puts the same engine here, seen through all of its copies.
+        self._engine = storage_engine
 
     def __enter__(self) -> Self:
         return self
@@ -58,8 +60,8 @@ class QueryProcessor:
         if not rows:
             return []
         dimension = len(float32_vector(rows[0].values, field="vectors[0].values"))
-        self.storage_engine.namespace_put(namespace, dimension=dimension, metric=self.index.metric)
-        self.storage_engine.write_vectors(rows, namespace)
+        self._engine.namespace_put(namespace, dimension=dimension, metric=self.index.metric)
+        self._engine.write_vectors(rows, namespace)
         return [row.id for row in rows if row.id is not None]
 
     def find_similar(
@@ -91,7 +93,7 @@ class QueryProcessor:
             metric=metric or self.index.metric,
             filter=None if filter is None else filter_of(filter),
         )
-        hits = self.storage_engine.query_processor.find_similar(request, namespace=namespace).value
+        hits = self._engine.query_processor.find_similar(request, namespace=namespace).value
         answer = []
         for hit in hits:
             found = vector_of(Record(hit.key, hit.values, hit.metadata))
@@ -101,20 +103,20 @@ class QueryProcessor:
     def delete(self, ids: Id | Iterable[Id], namespace: str = DEFAULT_NAMESPACE) -> int:
         """Delete the vector of an id, or those of many; return how many there were."""
         is_one = isinstance(ids, (int, str, np.integer)) or not isinstance(ids, Iterable)
-        return self.storage_engine.delete_vectors([ids] if is_one else ids, namespace)  # type: ignore[list-item,arg-type]
+        return self._engine.delete_vectors([ids] if is_one else ids, namespace)  # type: ignore[list-item,arg-type]
 
     def list_namespaces(self) -> list[str]:
         """Return the names of the namespaces, sorted."""
-        return self.storage_engine.list_namespaces
+        return self._engine.list_namespaces
 
     def get_namespace_vectors(self, namespace: str = DEFAULT_NAMESPACE) -> list[Vector]:
         """Return every vector of a namespace in id order."""
-        return self.storage_engine.vectors(namespace)
+        return self._engine.vectors(namespace)
 
     def get_namespace_count(self, namespace: str = DEFAULT_NAMESPACE) -> int:
         """Return how many vectors a namespace has."""
-        return self.storage_engine.count(namespace)
+        return self._engine.count(namespace)
 
     def get_storage_info(self) -> dict[str, Any]:
         """Return the totals, as `GET /storage/info` answers them."""
-        return self.storage_engine.get_storage_info()
+        return self._engine.get_storage_info()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import shutil
@@ -21,8 +22,7 @@ from vectors.library.vectors import AnyVector, Id, Vector, float32_matrix, id_fr
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vectors.query_processor.local import LocalQueryProcessor
-    from vectors.query_processor.port import Record, WriteResult
+    from vectors.query_processor.port import QueryProcessor, Record, WriteResult
 
 logger = logging.getLogger(__name__)
 
@@ -52,10 +52,10 @@ class StorageEngineInMemory:
         self.shard_id: int = head.pk
         self.shard_uid: str = head.uid
         self.label: str = head.label
-        self._processor = LocalQueryProcessor(head.pk, request_checkpoint=self._start_checkpoint)
-        self._checkpoint_lock = threading.Lock()
-        self._checkpoint: threading.Thread | None = None
-        self._closed = False
+        self._checkpoints = _Checkpoints(head.label)
+        self._local = LocalQueryProcessor(head.pk, request_checkpoint=self._checkpoints.start)
+        self._processor: QueryProcessor = self._local
+        self._closed = threading.Event()
 
     def __enter__(self) -> Self:
         return self
@@ -64,22 +64,27 @@ class StorageEngineInMemory:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<StorageEngineInMemory {self.label}{' closed' if self._closed else ''}>"
+        return f"<StorageEngineInMemory {self.label}{' closed' if self._closed.is_set() else ''}>"
 
     @property
-    def query_processor(self) -> LocalQueryProcessor:
+    def query_processor(self) -> QueryProcessor:
         """The shard copy behind the port of `vectors.query_processor`; raise ValueError when it is closed."""
-        if self._closed:
+        if self._closed.is_set():
             raise ValueError(f"storage engine {self.label} is closed")
         return self._processor
 
+    def through(self, query_processor: QueryProcessor) -> Self:
+        """Return this engine as it is seen through another query processor over the same shard. Close the original."""
+        seen = copy.copy(self)
+        seen._processor = query_processor
+        return seen
+
     def close(self) -> None:
         """Drop the data; a second time does nothing."""
-        if self._closed:
+        if self._closed.is_set():
             return
-        self._closed = True
-        if self._checkpoint is not None:
-            self._checkpoint.join()
+        self._closed.set()
+        self._checkpoints.join()
         from vectors.models import ShardHead
         from vectors.store.manifests import segment_directory
 
@@ -163,7 +168,8 @@ class StorageEngineInMemory:
 
     def namespace_put(self, namespace: str, *, dimension: int, metric: str) -> None:
         """Make a namespace of a dimension and metric, unless it exists."""
-        if namespace not in self.list_namespaces:
+        # Here, whichever copies reads are sent to: who writes knows the newest namespaces.
+        if namespace not in self._local.list_namespaces().value:
             self.query_processor.namespace_put(namespace, dimension=dimension, metric=metric)
 
     def delete_namespace(self, namespace: str) -> bool:
@@ -183,7 +189,7 @@ class StorageEngineInMemory:
     @property
     def list_namespaces(self) -> list[str]:
         """The names of the namespaces, sorted."""
-        return self.query_processor.list_namespaces()
+        return self.query_processor.list_namespaces().value
 
     @property
     def namespace_map(self) -> Mapping[str, list[Vector]]:
@@ -193,16 +199,16 @@ class StorageEngineInMemory:
     @property
     def total_vectors(self) -> int:
         """How many vectors there are."""
-        return self.query_processor.storage_info().total_vectors
+        return self.query_processor.storage_info().value.total_vectors
 
     @property
     def storage_size(self) -> int:
         """Bytes of the engine in memory."""
-        return self.query_processor.storage_info().size_bytes
+        return self.query_processor.storage_info().value.size_bytes
 
     def get_storage_info(self) -> dict[str, Any]:
         """Return the totals, as `GET /storage/info` answers them."""
-        info = self.query_processor.storage_info()
+        info = self.query_processor.storage_info().value
         per_namespace = dict(info.vectors_per_namespace)
         return {
             "storage_type": self.storage_type,
@@ -220,17 +226,32 @@ class StorageEngineInMemory:
             return write()
         except CheckpointBehind:
             # Written faster than checkpoints follow: take part in one, then there is room.
-            self._start_checkpoint(self.shard_uid).join()
+            self._checkpoints.start(self.shard_uid).join()
             return write()
 
-    def _start_checkpoint(self, shard_uid: str) -> threading.Thread:
-        with self._checkpoint_lock:
-            if self._checkpoint is None or not self._checkpoint.is_alive():
-                self._checkpoint = threading.Thread(
-                    target=_run_checkpoint, args=(shard_uid,), name=f"checkpoint-{self.label}", daemon=True
+
+class _Checkpoints:
+    """The checkpoints of one shard copy, one at a time, each in a thread."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def start(self, shard_uid: str) -> threading.Thread:
+        """Start one unless one runs; return its thread."""
+        with self._lock:
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(
+                    target=_run_checkpoint, args=(shard_uid,), name=f"checkpoint-{self._label}", daemon=True
                 )
-                self._checkpoint.start()
-            return self._checkpoint
+                self._thread.start()
+            return self._thread
+
+    def join(self) -> None:
+        """Wait for the one that runs, if any."""
+        if self._thread is not None:
+            self._thread.join()
 
 
 def vector_of(record: Record) -> Vector:

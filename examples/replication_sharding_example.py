@@ -1,0 +1,275 @@
+"""Replication from a Python program: the program is the primary, and two nodes that it starts are its replicas.
+
+    python examples/replication_sharding_example.py
+
+Nothing else needs to run. The nodes are real (`manage.py serve`, each with web workers, Celery and a broker of its own)
+on free ports and temporary directories; all of it is gone at the end, also after Ctrl-C. It takes about half a minute.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+# Also without an installation: from a checkout.
+CHECKOUT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(CHECKOUT))
+
+import requests
+
+from cluster.library import QueryProcessorWithReplication, ReplicationManagerImpl
+from vectors.client import Client, ClientError, Conflict, Retries
+from vectors.datasets import Digits, load_digits
+from vectors.errors import NotEnoughCopies, NotPrimary
+from vectors.library import Index, StorageEngineInMemory, VectorDTO
+
+NAMESPACE = "digits"
+PATIENCE_S = 60.0
+
+
+class LocalNode:
+    """A node of this machine: `manage.py serve` in a process of its own."""
+
+    def __init__(self, name: str, directory: Path) -> None:
+        self.name = name
+        self.directory = directory
+        self.port = _free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._serve: subprocess.Popen[bytes] | None = None
+
+    def launch(self) -> None:
+        """Start it, without waiting."""
+        command = [sys.executable, str(CHECKOUT / "manage.py"), "serve", "--port", str(self.port), "--workers", "1"]
+        # What the shell says of another node is not for this one.
+        environ = {name: value for name, value in os.environ.items() if not name.startswith(("MLVDB_", "DATABASE_URL"))}
+        self.directory.mkdir(exist_ok=True)
+        with (self.directory / "output").open("ab") as output:
+            self._serve = subprocess.Popen(
+                [*command, "--data-dir", str(self.directory / "data")],
+                env=environ,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                # Ctrl-C is this program's to answer: it ends its nodes one after the other.
+                start_new_session=True,
+            )
+
+    def wait_until_ready(self) -> None:
+        """Wait until it answers; raise RuntimeError with its last words when it has ended instead."""
+        with Client(self.url, retries=Retries(attempts=1)) as client:
+            wait_for(lambda: self._is_ready(client), f"{self.name} to be ready")
+
+    def stop(self) -> None:
+        """End it, if it runs, and wait for that."""
+        if self._serve is not None and self._serve.poll() is None:
+            self._serve.terminate()
+            try:
+                self._serve.wait(20)
+            except subprocess.TimeoutExpired:
+                self._serve.kill()
+                self._serve.wait()
+
+    def _is_ready(self, client: Client) -> bool:
+        assert self._serve is not None
+        if self._serve.poll() is not None:
+            raise RuntimeError(f"{self.name} has ended:\n{(self.directory / 'output').read_text()[-2000:]}")
+        try:
+            return client.is_ready()
+        except ClientError:
+            return False
+
+
+@contextmanager
+def local_nodes(*names: str) -> Iterator[list[LocalNode]]:
+    """Start nodes, all at once; end them and remove what they kept when the block ends, however it does."""
+    root = Path(tempfile.mkdtemp(prefix="mlvdb-example-"))
+    nodes = [LocalNode(name, root / name) for name in names]
+    try:
+        for node in nodes:
+            node.launch()
+        for node in nodes:
+            node.wait_until_ready()
+        yield nodes
+    finally:
+        # A second Ctrl-C must not leave half of them.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for node in nodes:
+            node.stop()
+        shutil.rmtree(root, ignore_errors=True)
+        signal.signal(signal.SIGINT, before)
+
+
+def replication(digits: Digits) -> None:
+    """A storage engine of this program with two nodes as replicas."""
+    with ExitStack() as stack:
+        heading("Replication: this program is the primary, two nodes are its replicas")
+
+        storage = stack.enter_context(StorageEngineInMemory())
+        manager = stack.enter_context(ReplicationManagerImpl(primary_storage=storage, health_check_interval=1.0))
+        processor = QueryProcessorWithReplication(storage, Index("cosine"), replication_manager=manager)
+        rows = zip(digits.ids, digits.values, digits.metadata, strict=True)
+        processor.upsert_many([VectorDTO(values, metadata, id=row_id) for row_id, values, metadata in rows], NAMESPACE)
+        say(f"{processor.get_namespace_count(NAMESPACE):,} handwritten digits are in this program's storage engine.")
+
+        first, second = nodes = stack.enter_context(local_nodes("replica_1", "replica_2"))
+        say(f"Two empty nodes were started: {first.url} and {second.url}.")
+
+        add_replicas(manager, nodes)
+        write_at_levels(storage, manager)
+        read_from_a_replica(storage, manager, first)
+        lose_a_replica_for_a_while(storage, manager, second)
+        promote_a_replica(storage, manager, first, second)
+
+
+def add_replicas(manager: ReplicationManagerImpl, nodes: list[LocalNode]) -> None:
+    """Register nodes and wait until they have all that was written before."""
+    step("Add replicas: they get what is there, in the background, and become members")
+    began = time.monotonic()
+    for node in nodes:
+        manager.add_replica(node.name, node.url)
+    wait_for(lambda: all(replica["member"] for replica in replicas_of(manager).values()), "the replicas to be members")
+    say(f"Both have caught up, {time.monotonic() - began:.1f} s after they were added:")
+    for name, replica in replicas_of(manager).items():
+        say(f"  {name}  {replica['state']}, lacks {replica['lag']} operations, holds {count_at(replica['url']):,} rows")
+
+
+def write_at_levels(storage: StorageEngineInMemory, manager: ReplicationManagerImpl) -> None:
+    """Write at each level of consistency."""
+    step("Write: a level says how many of the three copies must have a write before it is answered")
+    for level, copies in (("one", "this program"), ("quorum", "two of three"), ("all", "all three")):
+        processor = QueryProcessorWithReplication(storage, replication_manager=manager, consistency=level)
+        began = time.monotonic()
+        processor.insert(VectorDTO([1.0] * 64, {"digit": -1}, id=f"written-at-{level}"), NAMESPACE)
+        say(f"  {level:6}  answered in {(time.monotonic() - began) * 1000:5.1f} ms, when {copies} had it")
+    has_it = manager.replicate_write(VectorDTO([1.0] * 64, {"digit": -1}, id="replicated"), NAMESPACE)
+    say(f"replicate_write waits for every replica and says who has the write: {has_it}")
+
+
+def read_from_a_replica(storage: StorageEngineInMemory, manager: ReplicationManagerImpl, node: LocalNode) -> None:
+    """Read from copies, from here and as any other program would."""
+    step("Read from a replica")
+    processor = QueryProcessorWithReplication(storage, replication_manager=manager, read_preference="replica")
+    processor.insert(VectorDTO([2.0] * 64, {"digit": -1}, id="just-written"), NAMESPACE)
+    hits = processor.find_similar([2.0] * 64, top_k=2, namespace=NAMESPACE, filter={"digit__gte": 0})
+    say(f"From here, by a replica: most similar to a grey square are {', '.join(hit['id'] for hit in hits)}.")
+    count = processor.get_namespace_count(NAMESPACE)
+    say(f"It counts {count:,} rows: a session sees its own writes, also where they were only just sent to.")
+    with Client(node.url, retries=Retries(attempts=1)) as client:
+        hits_there = client.search(id="digit-0042", top_k=3, namespace=NAMESPACE)
+        say(f"Any program, over HTTP from {node.name}: {', '.join(str(hit.id) for hit in hits_there)} look alike.")
+        try:
+            client.insert([0.0] * 64, namespace=NAMESPACE)
+        except Conflict as refusal:
+            say(f"A direct write to it is refused: {refusal.status} {refusal.code}.")
+
+
+def lose_a_replica_for_a_while(
+    storage: StorageEngineInMemory, manager: ReplicationManagerImpl, node: LocalNode
+) -> None:
+    """Stop a node, write on, and start it again."""
+    step(f"{node.name} goes down, and comes back")
+    node.stop()
+    say(f"Stopped. Health of the replicas: {manager.check_all_replicas_health()}")
+    for level in ("one", "quorum", "all"):
+        processor = QueryProcessorWithReplication(storage, replication_manager=manager, consistency=level)
+        try:
+            processor.insert(VectorDTO([3.0] * 64, {"digit": -1}, id=f"while-down-{level}"), NAMESPACE)
+            say(f"  {level:6}  written")
+        except NotEnoughCopies as error:
+            say(f"  {level:6}  refused, {error.code}: {error.detail['required']} copies would be needed")
+    say(f"(What was refused is in the log all the same, and {node.name} gets it when it is back.)")
+    began = time.monotonic()
+    node.launch()
+    node.wait_until_ready()
+    wait_for(lambda: count_at(node.url) == storage.count(NAMESPACE), f"{node.name} to catch up")
+    say(
+        f"Started again on its own data: {time.monotonic() - began:.1f} s later it has all {count_at(node.url):,} rows."
+    )
+
+
+def promote_a_replica(
+    storage: StorageEngineInMemory, manager: ReplicationManagerImpl, first: LocalNode, second: LocalNode
+) -> None:
+    """Make a replica the primary, as if this program were gone."""
+    step(f"{first.name} is promoted, as one does when the primary is gone")
+    answer = requests.post(f"{first.url}/replication/promote", timeout=30)
+    answer.raise_for_status()
+    say(f"POST {first.url}/replication/promote")
+    say(f"  {answer.json()['message']}. Two of the three members voted for it: no quorum write can be missing.")
+    with Client(second.url) as client:
+        client.with_options(consistency="quorum", timeout_s=10).insert([4.0] * 64, id="after", namespace=NAMESPACE)
+        say(f"A client of {second.name} wrote a row: refused there, it went on to the new primary by itself.")
+        say(f"  {first.name} has {count_at(first.url):,} rows, {second.name} {client.count(namespace=NAMESPACE):,}.")
+    wait_for(lambda: manager.get_replica_info()["role"] == "replica", "this program to hear of it")
+    try:
+        QueryProcessorWithReplication(storage, replication_manager=manager).insert(VectorDTO([5.0] * 64), NAMESPACE)
+    except NotPrimary as refusal:
+        say(f"This program has heard of it and takes no writes any more: {refusal.message}.")
+
+
+def main() -> int:
+    """Run the parts; return the exit code."""
+    digits = load_digits()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        for part in (replication,):
+            part(digits)
+    except KeyboardInterrupt:
+        say("\nInterrupted; everything that was started has been ended.")
+        return 128 + signal.SIGINT
+    say("\nDone: nodes, broker and workers have been ended, their directories removed.")
+    return 0
+
+
+def replicas_of(manager: ReplicationManagerImpl) -> dict[str, dict]:
+    """Return what the manager knows of each replica."""
+    return dict(manager.get_replica_info()["replicas"])
+
+
+def count_at(url: str) -> int:
+    """Return how many rows a node has, asked over HTTP."""
+    with Client(url) as client:
+        return client.count(namespace=NAMESPACE)
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    """Wait until a condition holds; raise RuntimeError when it does not in a minute."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"waited {PATIENCE_S:.0f} s for {what}")
+        time.sleep(0.1)
+
+
+def heading(text: str) -> None:
+    """Print the title of a part."""
+    say(f"{text}\n{'=' * len(text)}")
+
+
+def step(text: str) -> None:
+    """Print the title of a step."""
+    say(f"\n-- {text}")
+
+
+def say(text: str) -> None:
+    """Print a line at once."""
+    print(text, flush=True)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
