@@ -31,8 +31,11 @@ def node_url(text: str, *, field: str = "replica_url") -> str:
     host = (parts.hostname or "").lower()
     whole = parts.scheme.lower() in _DEFAULT_PORTS and host and port != 0
     behind = parts.path.strip("/") or parts.query or parts.fragment or parts.username is not None
-    if not whole or behind or len(text) > _LONGEST or any(letter.isspace() for letter in host):
+    is_name = not any(letter.isspace() or letter == "%" for letter in host)
+    if not whole or behind or len(text) > _LONGEST or not is_name:
         raise InvalidInput(f"{field} must be the URL of a node, such as http://10.0.0.5:8000", field=field)
+    if host in _WILDCARDS:
+        raise InvalidInput(f"{field} must be a URL under which other nodes reach it, which {host} is not", field=field)
     scheme = parts.scheme.lower()
     name = f"[{host}]" if ":" in host else host
     return f"{scheme}://{name}" if port in (None, _DEFAULT_PORTS[scheme]) else f"{scheme}://{name}:{port}"

@@ -11,7 +11,7 @@ from cluster.models import HealthCheck, Move, Placement, Replica, ReplicaCopy
 from cluster.node_urls import own_url
 from cluster.replication.quorum import PRIMARY
 from cluster.states import CopyState, Membership, PeerHealth
-from cluster.topology import PlacementView, ShardView, TopologyView, topology
+from cluster.topology import CopyView, PlacementView, ShardView, TopologyView, topology
 from mlvdb_site.heartbeats import BEAT, process_states, process_warnings, worker_name
 from vectors.models import ShardHead
 
@@ -196,7 +196,7 @@ def _told(picture: TopologyView) -> dict[str, dict[str, Any]]:
         if placement is None:
             continue
         row, head = heard.get(shard.uid), heads.get(shard.uid)
-        known.setdefault(PRIMARY, _primary(placement, 0 if row is None else row.primary_seq))
+        known.setdefault(PRIMARY, _primary(placement, row, head))
         for copy in shard.copies:
             applied = head.last_seq if copy.is_self and head is not None else None
             behind = None if applied is None or row is None else max(0, row.primary_seq - applied)
@@ -219,7 +219,9 @@ def _told(picture: TopologyView) -> dict[str, dict[str, Any]]:
     return known
 
 
-def _primary(placement: PlacementView, seq: int) -> dict[str, Any]:
+def _primary(placement: PlacementView, row: Placement | None, head: ShardHead | None) -> dict[str, Any]:
+    """Return the primary as a replica knows it: it was at `primary_seq` when it was last heard, and sends what it has."""
+    known = [0 if row is None else row.primary_seq, 0 if head is None else head.last_seq]
     return {
         "url": placement.primary_url,
         "node": placement.primary_node or None,
@@ -229,13 +231,19 @@ def _primary(placement: PlacementView, seq: int) -> dict[str, Any]:
         "state": PRIMARY,
         "member": True,
         "membership": Membership.MEMBER.value,
-        "applied_seq": seq,
+        "applied_seq": max(known),
         "lag": 0,
         "last_error": None,
     }
 
 
 def _shard(shard: ShardView, head: ShardHead | None) -> dict[str, Any]:
+    def seq_of(copy: CopyView) -> int | None:
+        # Where the copies are is known to the primary only; every node knows where its own is.
+        if copy.is_self:
+            return None if head is None else head.last_seq
+        return copy.seq if shard.is_local_primary else None
+
     return {
         "uid": shard.uid,
         "term": None if head is None else head.term,
@@ -251,7 +259,7 @@ def _shard(shard: ShardView, head: ShardHead | None) -> dict[str, Any]:
                 "state": copy.state.value,
                 "membership": copy.membership.value,
                 "health": copy.health.value,
-                "seq": copy.seq,
+                "seq": seq_of(copy),
                 "paused": copy.paused,
                 "is_self": copy.is_self,
             }

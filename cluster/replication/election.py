@@ -16,7 +16,7 @@ import logging
 import random
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -114,13 +114,14 @@ def elect(document: PlacementDocument, head: Head, *, force: bool, term: int = 0
         except StaleTerm as stale:
             known.add(int(stale.detail["promised_term"]))
             continue
-        answers = _ask_members(document, ballot)
+        position = Position(own.term, own.last_seq)
+        answers = _ask_members(document, ballot, own=position, is_drawn=is_drawn)
         known |= {ballot.term, *answers.terms}
         if answers.newest is not None:
             raise NewerPlacement(answers.newest)
         if answers.alive_primary is not None and not force:
             raise PrimaryAlive(answers.alive_primary, detail={"primary_url": document.primary.url})
-        votes = {document.name: Position(own.term, own.last_seq), **answers.votes}
+        votes = {document.name: position, **answers.votes}
         counted = count(document, votes, is_drawn=is_drawn, force=force)
         logger.info(
             "election shard=%s term=%d result=%s votes=%d needed=%d",
@@ -149,15 +150,34 @@ def elect(document: PlacementDocument, head: Head, *, force: bool, term: int = 0
     )
 
 
-def _ask_members(document: PlacementDocument, ballot: Ballot) -> _Answers:
-    """Ask every other member for its vote, all at once."""
+def _ask_members(document: PlacementDocument, ballot: Ballot, *, own: Position, is_drawn: bool) -> _Answers:
+    """Ask every other member for its vote, all at once.
+
+    Where the votes that came are enough, the others have no longer than a probe has: nobody takes writes during a
+    handover, and a member that is silent counts as one that cannot be reached.
+    """
     others = [copy for copy in document.copies if copy.name != document.name and copy.membership is not Membership.NONE]
     answers = _Answers()
     if not others:
         return answers
-    with ThreadPoolExecutor(len(others), thread_name_prefix="vote") as pool:
-        for copy, reply in zip(others, pool.map(lambda copy: _ask(copy, ballot), others), strict=True):
-            _note(answers, document, copy, reply)
+    patience_ends = time.monotonic() + settings.MLVDB_PROBE_TIMEOUT_S
+    pool = ThreadPoolExecutor(len(others), thread_name_prefix="vote")
+    try:
+        asked = {pool.submit(_ask, copy, ballot): copy for copy in others}
+        waiting = set(asked)
+        while waiting:
+            votes = {document.name: own, **answers.votes}
+            is_enough = count(document, votes, is_drawn=is_drawn, force=False).result is Result.ELECTED
+            timeout_s = max(0.0, patience_ends - time.monotonic()) if is_enough else None
+            done, waiting = wait(waiting, timeout=timeout_s, return_when=FIRST_COMPLETED)
+            if not done:
+                break
+            for reply in done:
+                _note(answers, document, asked[reply], reply.result())
+        answers.refusals |= {asked[reply].name: "it has not answered in time" for reply in waiting}
+        answers.refusals = {copy.name: answers.refusals[copy.name] for copy in others if copy.name in answers.refusals}
+    finally:
+        pool.shutdown(wait=False)
     return answers
 
 

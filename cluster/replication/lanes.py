@@ -105,7 +105,11 @@ def _wait(
                 if quorum.is_reached(level, have, members):
                     return Acknowledged(True, len(have), required)
                 left = deadline - time.monotonic()
-                if left <= 0 or not quorum.is_reachable(level, wait.failed, members):
+                if left <= 0:
+                    missing = members.keys() - have
+                    late = {name: wait.passing.get(name, "it has not answered in time") for name in missing}
+                    return Acknowledged(False, len(have), required, late | wait.failed)
+                if not quorum.is_reachable(level, wait.failed, members):
                     return Acknowledged(False, len(have), required, dict(wait.failed))
                 wait.changed.wait(left)
     finally:
@@ -121,12 +125,16 @@ class Wait:
         self.changed = threading.Condition()
         self.acknowledged: set[str] = set()
         self.failed: dict[str, str] = failed or {}
+        self.passing: dict[str, str] = {}
+        """What went wrong with a copy last, that may pass: it is waited for until the deadline."""
 
-    def note(self, name: str, *, known: Position | None, failure: str | None) -> bool:
+    def note(self, name: str, *, known: Position | None, failure: str | None, passing: str | None = None) -> bool:
         """Note where a copy is, or why it is of no use; return whether its lane is done with this wait."""
         # Another term than the write's own means that this primary is no longer one: such a position proves nothing.
         has_it = known is not None and known.term == self.position.term and known.seq >= self.position.seq
         with self.changed:
+            if passing is not None:
+                self.passing[name] = passing
             if has_it:
                 self.acknowledged.add(name)
                 self.failed.pop(name, None)
@@ -200,6 +208,7 @@ class Lane:
 
     def _serve(self) -> None:
         failure: str | None = None
+        passing: str | None = None
         pause_s = 0.0
         was_at_head = False
         try:
@@ -213,6 +222,7 @@ class Lane:
         except (PeerError, MLVectorDBError) as error:
             # It may pass within the deadline of those who wait; the background task looks into it as well.
             logger.info("lane_failed replica=%s error=%s", self.target.replica, error.message)
+            passing = error.message
             pause_s = min(_LONGEST_PAUSE_S, 2 * self._pause_s or _ASK_AGAIN_S)
             self._sender.known = None
             knock(self.target.shard)
@@ -224,7 +234,9 @@ class Lane:
             self._pause_s = pause_s
             known = self._sender.known
             self._waits = [
-                wait for wait in self._waits if not wait.note(self.target.replica, known=known, failure=failure)
+                wait
+                for wait in self._waits
+                if not wait.note(self.target.replica, known=known, failure=failure, passing=passing)
             ]
             if self._waits and was_at_head:
                 # The copy has all there is, and yet not what is waited for: the term of the write is over.

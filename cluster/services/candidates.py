@@ -84,7 +84,7 @@ def ask_status(url: str, *, timeout_s: float, even_if_silent: bool = False) -> d
     try:
         status = peer_client().json(url, "GET", STATUS_PATH, timeout_s=timeout_s, even_if_silent=even_if_silent)
     except PeerGarbled as error:
-        raise NotANode(f"no node of MLVectorDB: {error.message}", field="replica_url") from None
+        raise NotANode(error.message, field="replica_url") from None
     except PeerRejected as error:
         if error.peer_status in (404, 405):
             raise NotANode(

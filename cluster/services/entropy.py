@@ -7,7 +7,8 @@ Preconditions: the copy follows. Steps:
    which only the files that differ are sent;
 4. the primary's own fail: nothing is done to the copy, which may be the better one, and a person is called;
 5. all checksums hold and the contents differ all the same: nobody can tell by itself which side is right. The copy is
-   quarantined, and a person is called: `sync` refills it, `promote` on it chooses it.
+   quarantined, and a person is called: `sync` refills it; who finds that it is the right one removes it, which leaves
+   its data as they are, and makes a cluster of it by `promote` with force.
 Nothing is ever written into a log by this. Deletes are log entries, so they are never undone by it.
 """
 
@@ -114,7 +115,8 @@ def _judge(replica: Replica, copy: ReplicaCopy, position: Position, own: Digest,
         subject=replica.name,
         detail={
             "message": f"{replica.name} and this node differ at seq {position.seq} and the checksums of both hold:"
-            f" `sync` fills {replica.name} from this node, `promote` makes {replica.name} the primary",
+            f" `sync` fills {replica.name} from this node; if {replica.name} is the right one, remove it, which keeps"
+            " its data, and promote it by force into a cluster of its own",
             "shard": copy.shard,
             "seq": position.seq,
             "ranges": differing,

@@ -21,7 +21,7 @@ from django.conf import settings
 from django.db import transaction
 
 from cluster.health.rounds import probe_now
-from cluster.models import Replica, ReplicaCopy, Topology
+from cluster.models import Placement, Replica, ReplicaCopy, Topology
 from cluster.replication import quorum
 from cluster.replication.election import NewerPlacement, placement_ask
 from cluster.replication.placements import PlacementDocument
@@ -196,14 +196,12 @@ def _after_failure(replica: Replica, row: ShardHead, error: MLVectorDBError, for
     try:
         again = stand_again(row.uid, force=force, actor=TASK)
     except NewerPlacement as newer:
-        document = newer.document
-        if document.primary.node == replica.node:
-            return Promotion(document.label, document.term, 0, document.epoch)
-        raise HandoverFailed(
-            f"another node was made the primary meanwhile: {document.primary.url}",
-            detail={"primary_url": document.primary.url},
-        ) from None
+        return _taken_over(replica, newer.document)
     except MLVectorDBError as refusal:
+        told = Placement.objects.filter(shard=row.uid).first()
+        if told is not None:
+            # The successor's placement was faster than its answer, which is lost.
+            return _taken_over(replica, PlacementDocument.of(told.document))
         raise NoPrimary(
             f"{replica.name} did not take over ({reason}), and this node cannot be elected again "
             f"({refusal.message}): it takes no writes until enough members answer, which it tries by itself. If "
@@ -215,6 +213,16 @@ def _after_failure(replica: Replica, row: ShardHead, error: MLVectorDBError, for
         "nothing was lost",
         detail={"reason": reason, "term": again.term},
     ) from error
+
+
+def _taken_over(replica: Replica, document: PlacementDocument) -> Promotion:
+    """Return the promotion that a placement tells of; raise HandoverFailed when it is another node's."""
+    if document.primary.node == replica.node:
+        return Promotion(document.label, document.term, 0, document.epoch)
+    raise HandoverFailed(
+        f"another node was made the primary meanwhile: {document.primary.url}",
+        detail={"primary_url": document.primary.url},
+    ) from None
 
 
 def _obey(replica: Replica, row: ShardHead) -> None:

@@ -136,7 +136,9 @@ def replica_of(name: str) -> Replica:
     """Return a replica by its name; raise ReplicaNotFound."""
     replica = Replica.objects.filter(name=name).first()
     if replica is None:
-        raise ReplicaNotFound(f"there is no replica {name}", field="replica_id")
+        topology = Topology.objects.first()
+        elsewhere = "" if topology is None or topology.is_owner else f" in the registry here: {_on_replica().message}"
+        raise ReplicaNotFound(f"there is no replica {name}{elsewhere}", field="replica_id")
     return replica
 
 

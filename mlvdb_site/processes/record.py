@@ -50,8 +50,8 @@ class ServeLock:
                 os.close(descriptor)
                 record = _load(self.files.serve_record)
                 holder = "a node that is starting"
-            if record is not None:
-                holder = f"{f'the node at {record.url}' if record.url else 'a program'} (pid {record.pid})"
+                if record is not None:
+                    holder = f"{f'the node at {record.url}' if record.url else 'a program'} (pid {record.pid})"
                 raise NodeInUse(f"data dir {self.files.root} is in use by {holder}")
             time.sleep(0.02)
         self._descriptor = descriptor

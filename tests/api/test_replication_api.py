@@ -290,6 +290,21 @@ def test_a_replica_shows_what_it_was_told_and_sends_changes_to_its_primary(api: 
     assert refused.status_code == 409
     assert checked_error(refused)["code"] == "not_primary"
     assert checked_error(refused)["detail"] == {"primary_url": "http://127.0.0.1:7001"}
+    unknown = checked_error(api.get("/replication/replicas/replica_2/health"))
+    assert (unknown["code"], "http://127.0.0.1:7001" in unknown["message"]) == ("replica_not_found", True)
+    topology_forget()
+
+
+def test_a_replica_shows_a_primary_that_is_never_behind_itself(api: Api) -> None:
+    topology_forget()
+    placement_take(placement_of())
+    ShardHead.objects.update(last_seq=7)
+
+    primary = api.get("/replication/info").json()["replicas"]["primary"]
+    (shard,) = api.get("/cluster/topology").json()["shards"].values()
+
+    assert primary["applied_seq"] == 7
+    assert {copy["name"]: copy["seq"] for copy in shard["copies"]} == {"replica_1": 7, "replica_2": None}
     topology_forget()
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from django.conf import settings
 
 from cluster.models import ClusterEvent, Replica, ReplicaCopy
 from cluster.replication.election import NotElected
@@ -15,6 +16,7 @@ from cluster.services import handover
 from cluster.services.accession import registry_document
 from cluster.services.handover import HandoverFailed, NoPrimary, NotPromotable, promotion_lease, replica_promote
 from cluster.services.registry import ReplicaNotFound
+from cluster.services.taking import placement_take
 from cluster.states import CopyState, Membership
 from cluster.topology import topology
 from cluster.transport.errors import PeerRejected, PeerSilent
@@ -217,15 +219,12 @@ def test_where_nobody_can_be_elected_it_says_what_a_person_has_to_do(
         replica_promote(name="a", actor="test")
 
 
-def test_a_replica_that_won_although_its_answer_was_lost_is_found_and_obeyed(
-    owner: Registry, candidate: Candidate, members: Members
-) -> None:
-    replica = Replica.objects.get()
-    candidate.take_over = silent
+def told_by(replica: Replica, owner: Registry) -> dict[str, Any]:
+    """What a replica that has taken over tells."""
     document = registry_document(owner.head.uid).to_document()
     address = {"node": replica.node, "url": replica.url}
     [primary, copy] = document["copies"]
-    told = {
+    return {
         **document,
         "epoch": document["epoch"] + 1,
         "shard": {**document["shard"], "term": 2},
@@ -238,6 +237,31 @@ def test_a_replica_that_won_although_its_answer_was_lost_is_found_and_obeyed(
             {**copy, "name": "node_old", "node": primary["node"], "url": primary["url"]},
         ],
     }
+
+
+def test_a_replica_whose_placement_comes_and_whose_answer_is_lost_has_taken_over(
+    owner: Registry, candidate: Candidate
+) -> None:
+    replica = Replica.objects.get()
+    told = told_by(replica, owner)
+
+    def win_tell_and_fall_silent(order: dict[str, Any]) -> dict[str, Any]:
+        placement_take({**told, "name": "node_old", "node": settings.MLVDB_NODE_ID})
+        return silent(order)
+
+    candidate.take_over = win_tell_and_fall_silent
+
+    promoted = replica_promote(name="a", actor="test")
+
+    assert (promoted.term, promoted.epoch) == (2, told["epoch"])
+
+
+def test_a_replica_that_won_although_its_answer_was_lost_is_found_and_obeyed(
+    owner: Registry, candidate: Candidate, members: Members
+) -> None:
+    replica = Replica.objects.get()
+    candidate.take_over = silent
+    told = told_by(replica, owner)
     members.votes[replica.url] = PeerRejected(
         url=replica.url,
         peer_status=409,

@@ -12,6 +12,7 @@ from cluster.replication import lanes
 from cluster.replication.sender import CopyPosition, Step, Target
 from cluster.states import CopyState, Membership
 from cluster.topology import CopyView, ShardView, TopologyView
+from cluster.transport.errors import PeerRejected
 from vectors.store.log import Position
 
 URL = "http://replica-1.test:8000"
@@ -20,10 +21,11 @@ COPY = CopyView("replica_1", URL, "1" * 32, CopyState.FOLLOWING, Membership.MEMB
 
 
 class Senders:
-    """In the place of every sender: a step takes the copy to `position`."""
+    """In the place of every sender: a step takes the copy to `position`, or raises `error`."""
 
     def __init__(self) -> None:
         self.position = Position(1, 0)
+        self.error: Exception | None = None
         self.steps = 0
 
     def __call__(self, target: Target) -> _Sender:
@@ -37,6 +39,8 @@ class _Sender:
 
     def step(self, *, timeout_s: float) -> Step:
         self.all.steps += 1
+        if self.all.error is not None:
+            raise self.all.error
         self.known = self.all.position
         return Step.UP_TO_DATE
 
@@ -113,6 +117,15 @@ def test_a_paused_copy_is_sent_nothing_and_not_waited_for(shard: Shard, senders:
     outcome = wait_for(Position(1, 5))
 
     assert (outcome.reached, outcome.why, senders.steps) == (False, {"replica_1": "it is paused"}, 0)
+
+
+def test_at_the_deadline_it_is_said_why_each_copy_does_not_count(shard: Shard, senders: Senders) -> None:
+    behind = wait_for(Position(1, 5), within_s=0.2)
+    senders.error = PeerRejected(url=URL, peer_status=401, peer_code="cluster_secret_mismatch", peer_message="unsigned")
+    rejected = wait_for(Position(1, 5), within_s=0.2)
+
+    assert behind.why == {"replica_1": "it has not answered in time"}
+    assert "cluster_secret_mismatch" in rejected.why["replica_1"]
 
 
 def test_nobody_acknowledges_for_a_primary_that_is_none_any_more(shard: Shard, senders: Senders) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +24,7 @@ from cluster.services.taking import StaleEpoch, placement_take
 from cluster.services.voting import NoVote, placement_tell, vote_give
 from cluster.states import CopyState, Membership
 from cluster.topology import topology
+from cluster.transport.errors import PeerSilent
 from tests.cluster.members import (
     CLUSTER,
     NAME,
@@ -268,6 +271,43 @@ def test_a_member_with_more_that_shows_up_with_its_vote_wins_instead(members: Me
         promote(actor="test")
 
     assert is_replica()
+
+
+def test_a_silent_member_is_not_waited_for_where_the_other_votes_are_enough(members: Members, settings) -> None:
+    settings.MLVDB_PROBE_TIMEOUT_S = 0.1
+    become_replica(placement_document("replica_2"))
+    members.alive("replica_2")
+    answered = threading.Event()
+
+    def silent(_ballot: dict[str, Any]) -> PeerSilent:
+        answered.wait(10)
+        return PeerSilent("gave no complete answer", url=url_of(PRIMARY))
+
+    members.votes[url_of(PRIMARY)] = silent
+    began = time.monotonic()
+    try:
+        promote(actor="test")
+    finally:
+        answered.set()
+
+    assert time.monotonic() - began < 5
+    assert own_head().takes_writes
+
+
+def test_a_late_vote_is_waited_for_where_it_is_needed(members: Members, settings) -> None:
+    settings.MLVDB_PROBE_TIMEOUT_S = 0.05
+    become_replica(placement_document("replica_2"))
+    members.alive("replica_2")
+
+    def late(_ballot: dict[str, Any]) -> dict[str, Any]:
+        time.sleep(0.3)
+        return {"node": node_of("replica_2"), "term": 1, "seq": 0}
+
+    members.votes[url_of("replica_2")] = late
+
+    promote(actor="test")
+
+    assert own_head().takes_writes
 
 
 def test_a_primary_that_comes_back_before_the_vote_stays_the_primary(members: Members) -> None:

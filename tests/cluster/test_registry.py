@@ -255,6 +255,12 @@ def test_an_owner_without_replicas_or_rows_may_become_a_replica(primary: ShardHe
     assert node.placements
 
 
+@pytest.mark.parametrize("url", ["http://0.0.0.0:8001", "http://[::]:8001", "http://%00:8001", "http://a b:8001"])
+def test_what_others_cannot_reach_is_no_url_of_a_node(primary: ShardHead, url: str) -> None:
+    with pytest.raises(InvalidInput, match="replica_url must be"):
+        replica_add(name="replica_1", url=url, actor="user ann")
+
+
 def test_the_node_itself_is_no_replica(primary: ShardHead, nodes: Nodes, settings) -> None:
     alias = nodes(node=settings.MLVDB_NODE_ID)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,14 @@ from django.db import transaction
 from django.test import Client, RequestFactory
 
 from cluster.api.node import base
-from cluster.api.node.base import NeedPlacement, NodeRouteView, StaleEpoch, WrongCluster, placement_or_409
+from cluster.api.node.base import (
+    DetachedCopy,
+    NeedPlacement,
+    NodeRouteView,
+    StaleEpoch,
+    WrongCluster,
+    placement_or_409,
+)
 from cluster.models import Placement
 from cluster.services.hearing import primary_heard
 from cluster.states import CopyState, Membership
@@ -55,6 +63,18 @@ def picture(monkeypatch: pytest.MonkeyPatch) -> TopologyView:
 @pytest.mark.parametrize(("uid", "epoch"), [(OWNED, 7), (KEPT, 5)])
 def test_the_same_epoch_is_let_in(picture: TopologyView, uid: str, epoch: int) -> None:
     assert placement_or_409(uid, CLUSTER, epoch) is picture.shards[uid]
+
+
+def test_a_copy_that_was_removed_is_sent_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sender that was at it when the copy was removed knows the epoch of the removal as well."""
+    detached = replace(placed(epoch=5), role="detached")
+    shards = {KEPT: ShardView(KEPT, "shard_1", 2, is_local_primary=False, placement=detached)}
+    monkeypatch.setattr(base, "topology", lambda: TopologyView(cluster=CLUSTER, epoch=5, shards=shards))
+
+    with pytest.raises(DetachedCopy):
+        placement_or_409(KEPT, CLUSTER, 5)
+    with pytest.raises(NeedPlacement):
+        placement_or_409(KEPT, CLUSTER, 6)
 
 
 @pytest.mark.parametrize(("uid", "epoch", "own"), [(OWNED, 6, 7), (KEPT, 4, 5), (KEPT, 0, 5)])

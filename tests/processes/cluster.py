@@ -163,6 +163,10 @@ class ReplicationCluster:
 
     def promote(self, name: str, *, force: bool = False) -> str:
         """Ask a replica itself to become the primary, or the one it says has more; return the new primary's name."""
+        # A former primary that has not heard yet of the next one would answer that it is the primary already.
+        wait_for(
+            lambda: self.shard(name)["role"] == "replica", timeout_s=20, what=f"{name} to know that it is a replica"
+        )
         query = {"force": "true"} if force else {}
         answer = self.nodes[name].post("/replication/promote", params=query, timeout=30)
         if answer.status_code == 409 and answer.json()["error"]["code"] == "more_caught_up":

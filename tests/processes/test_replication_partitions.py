@@ -138,6 +138,7 @@ def test_two_promotions_in_a_row_leave_one_history(cluster, recorder):
         for _ in range(2):
             # The one that was cut off before is back when the next one goes.
             cluster.heal()
+            cluster.wait_until_members()
             cluster.cut_off(cluster.head)
             cluster.promote(cluster.replicas[1])
             clients.wait_for(30, "quorum")

@@ -168,9 +168,10 @@ class StorageEngineInMemory:
 
     def namespace_put(self, namespace: str, *, dimension: int, metric: str) -> None:
         """Make a namespace of a dimension and metric, unless it exists."""
-        # Here, whichever copies reads are sent to: who writes knows the newest namespaces.
+        port = self.query_processor
+        # Looked up here, whichever copies reads are sent to: who writes knows the newest namespaces.
         if namespace not in self._local.list_namespaces().value:
-            self.query_processor.namespace_put(namespace, dimension=dimension, metric=metric)
+            port.namespace_put(namespace, dimension=dimension, metric=metric)
 
     def delete_namespace(self, namespace: str) -> bool:
         """Drop a namespace; return whether it was there."""

@@ -50,6 +50,12 @@ class NeedPlacement(Conflict):
     code = "need_placement"
 
 
+class DetachedCopy(Conflict):
+    """Raised when the sender acts on a copy that was removed from the cluster: it is kept as it was."""
+
+    code = "detached"
+
+
 class WrongCluster(Conflict):
     """Raised when the sender belongs to another cluster than this node."""
 
@@ -121,7 +127,7 @@ def placement_or_409(uid: str, cluster: str, epoch: int) -> ShardView:
     """Return this node's picture of a shard, when the sender acts on the same placement of it.
 
     Raise StaleEpoch when the sender's is older (it takes the newer one and starts again), NeedPlacement when this
-    node's is older or there is none (the sender has it pushed and tries once more), WrongCluster.
+    node's is older or there is none (the sender has it pushed and tries once more), DetachedCopy, WrongCluster.
     """
     picture = topology()
     shard = picture.shards.get(uid)
@@ -136,4 +142,7 @@ def placement_or_409(uid: str, cluster: str, epoch: int) -> ShardView:
         raise StaleEpoch(f"epoch {epoch} is older than this node's {own}", detail={"epoch": own})
     if epoch > own:
         raise NeedPlacement(f"epoch {epoch} is newer than this node's {own}", detail={"epoch": own})
+    if shard.placement is not None and shard.placement.is_detached:
+        # A sender that has not looked since the removal.
+        raise DetachedCopy(f"this copy of the shard {shard.label} was removed from the cluster", detail={"epoch": own})
     return shard
