@@ -220,7 +220,7 @@ def _told(picture: TopologyView) -> dict[str, dict[str, Any]]:
 
 
 def _primary(placement: PlacementView, row: Placement | None, head: ShardHead | None) -> dict[str, Any]:
-    """Return the primary as a replica knows it: it was at `primary_seq` when it was last heard, and sends what it has."""
+    """Return the primary as a replica knows it: at `primary_seq` when it was last heard, with all that it has sent."""
     known = [0 if row is None else row.primary_seq, 0 if head is None else head.last_seq]
     return {
         "url": placement.primary_url,
