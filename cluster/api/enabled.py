@@ -40,7 +40,11 @@ class EnabledView(NodeView):
         method = (request.method or "").lower()
         answered = method in self.http_method_names and hasattr(self, method)
         if answered and method != "options" and not topology().replication_enabled:
+            self.check_query(request)
             raise _NotEnabled(self.feature.message, code=self.feature.code)
+
+    def check_query(self, request: Request) -> None:
+        """Raise RequestError for a parameter of the wrong form, whether or not the feature is enabled."""
 
     def handle_exception(self, exception: Exception) -> Any:
         """Answer a read where the feature is not enabled with a message, any other error as an error."""

@@ -40,6 +40,10 @@ class MovesView(EnabledView):
     feature = SHARDING
     title = "Moves"
 
+    def check_query(self, request: Request) -> None:
+        """Check the limit."""
+        _limit(request, _MOVES)
+
     def get(self, request: Request) -> Response:
         """Return them."""
         limit = _limit(request, _MOVES)
@@ -72,6 +76,10 @@ class HealthHistoryView(EnabledView):
     parameters: ClassVar = {"GET": (HISTORY_REPLICA, HISTORY_LIMIT)}
     feature = SHARDING
     title = "Health history"
+
+    def check_query(self, request: Request) -> None:
+        """Check the limit."""
+        _limit(request, _CHECKS)
 
     def get(self, request: Request) -> Response:
         """Return the newest probes of each replica, oldest first."""

@@ -7,7 +7,7 @@ import pytest
 from tests.browser import digits
 
 expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
-pytestmark = [pytest.mark.browser, pytest.mark.processes, pytest.mark.xdist_group("processes")]
+pytestmark = [pytest.mark.browser, pytest.mark.processes]
 
 NAMESPACES = "/admin/vectors/namespace/"
 

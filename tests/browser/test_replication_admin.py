@@ -14,7 +14,6 @@ expect = pytest.importorskip("playwright.sync_api", reason="playwright is not in
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.processes,
-    pytest.mark.xdist_group("processes"),
     pytest.mark.timeout(240),
 ]
 

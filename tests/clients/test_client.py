@@ -12,7 +12,7 @@ from tests.clients.faults import FaultServer, pass_on
 from vectors.client import BadRequest, Client, Conflict, NotFound, Retries
 from vectors.client.session import Session
 
-pytestmark = [pytest.mark.processes, pytest.mark.xdist_group("data-node")]
+pytestmark = [pytest.mark.processes]
 
 ODD_IDS = [
     0,

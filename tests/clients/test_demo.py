@@ -16,7 +16,7 @@ from vectors.client import Client
 from vectors.client.session import Session
 from vectors.datasets import load_digits
 
-pytestmark = [pytest.mark.processes, pytest.mark.xdist_group("data-node")]
+pytestmark = [pytest.mark.processes]
 
 
 def _printed(url: str) -> str:

@@ -52,7 +52,6 @@ def test_the_library_example_needs_nothing_and_leaves_nothing(tmp_path: Path) ->
 
 
 @pytest.mark.processes
-@pytest.mark.xdist_group("data-node")
 def test_the_same_example_uses_a_running_node(client: Client, node_url: str, tmp_path: Path) -> None:
     _check(_run(tmp_path, node_url))
 
@@ -96,7 +95,7 @@ def test_an_interrupted_replication_example_ends_all_that_it_started(tmp_path: P
         assert process.stdout is not None
         while "empty nodes were started" not in (line := process.stdout.readline()):
             assert line, process.communicate()
-        assert len(processes_of(tmp_path)) > 10
+        assert len(processes_of(tmp_path)) >= 3
         # As Ctrl-C in a terminal: to the whole process group.
         os.killpg(process.pid, number)
         process.communicate(timeout=60)

@@ -19,7 +19,7 @@ from vectors.client.session import Session
 from vectors.datasets import load_digits
 from vectors.transfer import places
 
-pytestmark = [pytest.mark.processes, pytest.mark.xdist_group("data-node")]
+pytestmark = [pytest.mark.processes]
 
 
 def _call(command: str, *arguments: Any, **options: Any) -> str:

@@ -12,11 +12,10 @@ STARTS_NODES = {"NodeProcess", "ReplicationCluster"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that start nodes, and give them to one xdist worker: a node is ten processes."""
+    """Mark the tests that start nodes."""
     for item in items:
         if STARTS_NODES & vars(getattr(item, "module", None) or object).keys():
             item.add_marker(pytest.mark.processes)
-            item.add_marker(pytest.mark.xdist_group("processes"))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -107,7 +107,8 @@ def test_copies_that_differ_with_all_checksums_right_wait_for_a_person(running: 
     assert forged.returncode == 0, forged.stderr
     compare(running)
     wait_for(lambda: copy(running)["state"] == "quarantined", timeout_s=30, what="the quarantine")
-    assert [alarm for alarm, _ in events(running, "copies_differ")] == [1]
+    alarms = wait_for(lambda: events(running, "copies_differ"), timeout_s=10, what="the alarm")
+    assert [alarm for alarm, _ in alarms] == [1]
     refused = running["replica_1"].post("/count", {})
     assert refused.status_code == 503, refused.text
     assert copy(running)["state"] == "quarantined", "nobody but a person may tell which side is right"
