@@ -161,6 +161,9 @@ def test_it_is_removed_after_asking_and_can_be_added_again(admin, node, replica)
 
 
 def test_it_is_promoted_after_asking_and_this_node_becomes_its_replica(admin, node, replica):
+    # It was added a moment ago: a probe tells that it is alive before the next round does.
+    act(admin, node, "check_health")
+    expect(admin.locator(".messagelist")).to_contain_text("Replica replica_1 has answered as it should.")
     act(admin, node, "promote")
     expect(admin.locator("tr.after")).to_contain_text("replica_1 (primary), node_")
     expect(admin.locator("tr.subject .holds")).to_have_text("yes")
