@@ -100,12 +100,28 @@ def local_nodes(*names: str) -> Iterator[list[LocalNode]]:
             node.wait_until_ready()
         yield nodes
     finally:
-        # A second Ctrl-C must not leave half of them.
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         for node in nodes:
             node.stop()
         shutil.rmtree(root, ignore_errors=True)
-        signal.signal(signal.SIGINT, before)
+
+
+class Interruption:
+    """What Ctrl-C or SIGTERM does: it stops the program once, wherever it is, and never what ends it then."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._interrupt)
+
+    def check(self) -> None:
+        """Stop the program if it was to be stopped: a destructor or a callback from C swallows what a signal raises."""
+        if self.number is not None:
+            raise KeyboardInterrupt
+
+    def _interrupt(self, number: int, _frame: object) -> None:
+        if self.number is None:
+            self.number = number
+            raise KeyboardInterrupt
 
 
 def replication(digits: Digits) -> None:
@@ -219,13 +235,16 @@ def promote_a_replica(
 def main() -> int:
     """Run the parts; return the exit code."""
     digits = load_digits()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         for part in (replication,):
             part(digits)
-    except KeyboardInterrupt:
-        say("\nInterrupted; everything that was started has been ended.")
-        return 128 + signal.SIGINT
+        interruption.check()
+    except BaseException:
+        # Of whatever class: on its way an interruption may have become the error of what it interrupted.
+        if interruption.number is None:
+            raise
+        print("\nInterrupted; everything that was started has been ended.", flush=True)
+        return 128 + interruption.number
     say("\nDone: nodes, broker and workers have been ended, their directories removed.")
     return 0
 
@@ -245,6 +264,7 @@ def wait_for(condition: Callable[[], bool], what: str) -> None:
     """Wait until a condition holds; raise RuntimeError when it does not in a minute."""
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
+        interruption.check()
         if time.monotonic() > deadline:
             raise RuntimeError(f"waited {PATIENCE_S:.0f} s for {what}")
         time.sleep(0.1)
@@ -262,6 +282,7 @@ def step(text: str) -> None:
 
 def say(text: str) -> None:
     """Print a line at once."""
+    interruption.check()
     print(text, flush=True)
 
 
@@ -270,6 +291,8 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
+
+interruption = Interruption()
 
 if __name__ == "__main__":
     sys.exit(main())
