@@ -92,6 +92,36 @@ class TokenLost(Conflict):
     code = "token_lost"
 
 
+class SlotsClosed(Conflict):
+    """Raised when rows are written in slots that this copy does not own, or not at the moment; `detail`: slots.
+
+    Nothing was written. Whoever spread the rows over shards looks where they belong now.
+    """
+
+    code = "slots_closed"
+
+
+class StaleScope(Conflict):
+    """Raised when a request was planned by an older slot table than this copy's slots were changed at; `detail`: epoch.
+
+    What it would answer may be doubled or missing somewhere else: the whole request is planned anew.
+    """
+
+    code = "stale_scope"
+
+
+class CursorMismatch(Conflict):
+    """Raised when rows of a move do not follow those that have come in; `detail`: cursor, where they have to begin."""
+
+    code = "cursor_mismatch"
+
+
+class SlotsOwned(Conflict):
+    """Raised when rows of slots are to be brought or removed by a move that clients may write here; `detail`: slots."""
+
+    code = "slots_owned"
+
+
 class NotEmpty(Conflict):
     """Raised when a node that has to be empty holds data of its own; `detail`: rows, namespaces."""
 

@@ -43,6 +43,9 @@ class ShardHead(models.Model):
     manifest = models.BigIntegerField(default=0, help_text="Number of the current manifest; 0: none yet.")
     manifest_seq = models.BigIntegerField(default=0, help_text="Operations up to this seq are in segments.")
     tail_bytes = models.BigIntegerField(default=0, help_text="Payload bytes after manifest_seq.")
+    slots_seq = models.BigIntegerField(
+        default=0, help_text="seq of the newest entry that says which slots may be written; 0: all of them may."
+    )
     knocked = models.BooleanField(default=False, help_text="Whether the senders have been told of new entries.")
     damage = models.JSONField(null=True, blank=True, help_text="What is corrupt; writes are refused while set.")
     created_at = models.DateTimeField(auto_now_add=True)
@@ -145,6 +148,38 @@ class ShardTerm(models.Model):
 
     def __str__(self) -> str:
         return f"{self.shard_id}: term {self.term} from seq {self.first_seq}"
+
+
+class ShardSlots(models.Model):
+    """Which slots of a shard may be written from a seq on; kept when the entry that says so is pruned."""
+
+    shard = models.ForeignKey(ShardHead, on_delete=models.CASCADE, related_name="slot_changes")
+    seq = models.BigIntegerField()
+    epoch = models.BigIntegerField(help_text="Epoch of the slot table: reads planned by an older one are refused.")
+    writable = models.BinaryField(help_text="A packed SlotSet.")
+
+    class Meta:
+        verbose_name_plural = "shard slots"
+        ordering = ["seq"]
+        constraints = [models.UniqueConstraint(fields=["shard", "seq"], name="shard_slots_seq")]
+
+    def __str__(self) -> str:
+        return f"{self.shard_id}: slots from seq {self.seq}"
+
+
+class MoveCursor(models.Model):
+    """How far rows of another shard have come in, changed in the transaction that adds them to the log."""
+
+    shard = models.ForeignKey(ShardHead, on_delete=models.CASCADE, related_name="move_cursors")
+    move = models.CharField(max_length=64, help_text="uid of the move's step, made by the node that runs it")
+    cursor = models.CharField(max_length=600, help_text="Opaque here; the next rows must begin at it.")
+    rows = models.BigIntegerField(default=0, help_text="Rows that came in so far.")
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["shard", "move"], name="move_cursor_shard_move")]
+
+    def __str__(self) -> str:
+        return f"{self.shard_id}: {self.move}"
 
 
 class Pin(models.Model):

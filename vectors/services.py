@@ -23,6 +23,7 @@ from vectors.store.recovery import check_node
 
 __all__ = [
     "WrongNode",
+    "check_picture",
     "checkpoint_request",
     "dimension_mismatch",
     "ensure_local_shard",
@@ -124,7 +125,7 @@ def namespace_put(
             row.picture = row.picture if picture is None else picture
             if (row.recall_target, row.picture) == before:
                 return row, False
-        _check_picture(row.picture, row.dimension)
+        check_picture(row.picture, row.dimension)
         row.save()
         put = NamespacePut(row.name, row.dimension, row.metric, row.recall_target, row.picture)
         payload = encode(put)
@@ -169,7 +170,8 @@ def checkpoint_request(shard_uid: str, *, if_due: bool = True) -> bool:
     return publish("vectors.tasks.checkpoint_shard" if if_due else "vectors.tasks.checkpoint_now", shard_uid)
 
 
-def _check_picture(picture: str, dimension: int) -> None:
+def check_picture(picture: str, dimension: int) -> None:
+    """Raise InvalidInput for a picture that rows of a dimension cannot be; an empty one says that they are none."""
     if not picture:
         return
     form = _PICTURE.fullmatch(picture)

@@ -8,7 +8,18 @@ import numpy as np
 import orjson
 
 from vectors.engine.filters import Filter, matches
-from vectors.engine.operations import Delete, NamespaceDrop, NamespacePut, Operation, Patch, StartTerm, Upsert
+from vectors.engine.ids import slot_of
+from vectors.engine.operations import (
+    ClearSlots,
+    Delete,
+    NamespaceDrop,
+    NamespacePut,
+    Operation,
+    Patch,
+    StartTerm,
+    Upsert,
+)
+from vectors.engine.slots import SlotSet
 
 
 @dataclass
@@ -24,6 +35,13 @@ class Oracle:
             return 0
         if isinstance(operation, NamespaceDrop):
             return len(self.rows.pop(uid, {}))
+        if isinstance(operation, ClearSlots):
+            slots = SlotSet(operation.slots)
+            doomed_of = {space: [key for key in rows if slot_of(key) in slots] for space, rows in self.rows.items()}
+            for space, keys in doomed_of.items():
+                for key in keys:
+                    del self.rows[space][key]
+            return sum(map(len, doomed_of.values()))
         rows = self.rows.get(uid)
         if rows is None or isinstance(operation, StartTerm):
             return 0

@@ -13,8 +13,19 @@ from vectors.engine import ids, search
 from vectors.engine.digest import view_digest
 from vectors.engine.distances import Query, exact_scores
 from vectors.engine.filters import parse_filter
-from vectors.engine.operations import Delete, NamespaceDrop, NamespacePut, Patch, StartTerm, Upsert, decode, encode
+from vectors.engine.operations import (
+    ClearSlots,
+    Delete,
+    NamespaceDrop,
+    NamespacePut,
+    Patch,
+    StartTerm,
+    Upsert,
+    decode,
+    encode,
+)
 from vectors.engine.shard import ShardEngine
+from vectors.engine.slots import SlotSet
 from vectors.errors import LogGap
 
 UID = "0" * 32
@@ -51,7 +62,13 @@ def patches(draw):
     return Patch([ids.key_of(key) for key in rows], [orjson.dumps(row) for row in rows.values()])
 
 
-operations = st.lists(st.one_of(upserts(), upserts(), deletes(), patches()), max_size=12)
+@st.composite
+def clears(draw):
+    keys = draw(st.lists(small_ids, min_size=1, max_size=4))
+    return ClearSlots(SlotSet.of(ids.slots_of([ids.key_of(key) for key in keys])).packed)
+
+
+operations = st.lists(st.one_of(upserts(), upserts(), deletes(), patches(), clears()), max_size=12)
 filters = st.none() | st.sampled_from(
     [{"n": 1}, {"n__gte": 2}, {"s__contains": "x"}, {"t": "y"}, {"NOT": {"n": 0}}]
 ).map(parse_filter)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 
 import numpy as np
@@ -80,3 +81,30 @@ def test_hashes_are_the_same_in_every_process():
     # Segments on disk are found by these values.
     assert ids.hashes_of([ids.key_of("a"), ids.key_of(1)]).tolist() == [10334054577060475852, 14823204535699414326]
     assert ids.hashes_of([]).dtype == np.dtype("<u8")
+
+
+@given(st.lists(id_values, max_size=20), st.integers(0, 40), st.randoms(use_true_random=False))
+def test_slots_of_many_ids_are_those_of_each(values, uuids, random):
+    keys = [ids.key_of(value) for value in values]
+    keys += [ids.key_of(str(uuid.UUID(int=random.getrandbits(128)))) for _ in range(uuids)]
+    random.shuffle(keys)
+
+    assert ids.slots_of(keys).tolist() == [ids.slot_of(key) for key in keys]
+
+
+def test_a_uuid_can_be_drawn_in_every_slot_whatever_the_chance():
+    every = np.arange(ids.SLOT_COUNT, dtype=np.uint16)
+
+    for byte in (0, 0xFF):
+        keys = ids.uuid_keys_in(every, random_bytes=bytes([byte]) * 16 * ids.SLOT_COUNT)
+        assert [ids.slot_of(key) for key in keys] == every.tolist()
+
+
+def test_drawn_uuids_are_of_version_4_and_differ():
+    slots = np.full(5000, 77, dtype=np.uint16)
+
+    keys = ids.uuid_keys_in(slots, random_bytes=os.urandom(16 * 5000))
+
+    drawn = [uuid.UUID(bytes=key[1:]) for key in keys]
+    assert {(one.version, one.variant) for one in drawn} == {(4, uuid.RFC_4122)}
+    assert len(set(drawn)) == 5000

@@ -291,6 +291,33 @@ def test_a_program_without_django_gets_a_private_directory_that_is_gone_afterwar
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_is_noticed_about_other_nodes_is_logged_as_the_program_asks_and_by_itself_only_errors_are() -> None:
+    program = """
+        import logging, sys
+        from vectors.library.environment import ensure_django
+        ensure_django()
+        for _ in range(2):
+            for name in ("cluster.health.samples", "vectors.store.log"):
+                logging.getLogger(name).warning("warning of %s", name)
+                logging.getLogger(name).error("error of %s", name)
+            logging.basicConfig(format="mine %(message)s", stream=sys.stdout)
+        """
+
+    done = _run_program(program)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines() == [
+        "error of cluster.health.samples",
+        "warning of vectors.store.log",
+        "error of vectors.store.log",
+    ]
+    assert done.stdout.splitlines() == [
+        f"mine {level} of {name}"
+        for name in ("cluster.health.samples", "vectors.store.log")
+        for level in ("warning", "error")
+    ]
+
+
 def test_a_child_that_is_forked_does_not_remove_the_directory(tmp_path) -> None:
     done = _run_program(
         """

@@ -81,7 +81,9 @@ def test_waiting_writes_share_a_commit_and_each_gets_its_own_position(shard, bat
     commit = appender._commit
     monkeypatch.setattr(appender, "_commit", lambda group: (sizes.append(len(group)), commit(group)))
     with appender._commit_lock:
-        threads = in_background(lambda: appender.append(namespace=uid, kind=Kind.DELETE, rows=0, payload=b"x"), count=6)
+        threads = in_background(
+            lambda: appender.append(namespace=uid, kind=Kind.DELETE, keys=[], payload=b"x"), count=6
+        )
         wait_until(lambda: len(appender._queue) == 6)
     positions = [thread.result() for thread in threads]
     assert sizes == [6]
@@ -93,9 +95,9 @@ def test_a_refused_write_in_a_group_does_not_take_the_others_down(shard, batch):
     uid = Namespace.objects.get().uid
     appender = Appender(shard.head.pk)
     with appender._commit_lock:
-        good = in_background(lambda: appender.append(namespace=uid, kind=Kind.DELETE, rows=0, payload=b"x"), count=2)
+        good = in_background(lambda: appender.append(namespace=uid, kind=Kind.DELETE, keys=[], payload=b"x"), count=2)
         bad = in_background(
-            lambda: appender.append(namespace="f" * 32, kind=Kind.DELETE, rows=0, payload=b"x"), count=1
+            lambda: appender.append(namespace="f" * 32, kind=Kind.DELETE, keys=[], payload=b"x"), count=1
         )
         wait_until(lambda: len(appender._queue) == 3)
     assert sorted(thread.result().seq for thread in good) == [3, 4]
@@ -124,7 +126,7 @@ def test_a_write_to_a_namespace_that_was_dropped_meanwhile_makes_it_anew(shard, 
     assert shard.queries.count(namespace="a").value == 2
     assert Namespace.objects.get(dropped_at=None).uid != old
     with pytest.raises(NamespaceNotFound):
-        Appender(shard.head.pk).append(namespace=old, kind=Kind.DELETE, rows=0, payload=b"x")
+        Appender(shard.head.pk).append(namespace=old, kind=Kind.DELETE, keys=[], payload=b"x")
 
 
 def test_a_namespace_dropped_and_made_anew_by_writers_loses_no_acknowledged_row(shard, batch):
@@ -434,8 +436,8 @@ def test_a_search_by_id_sees_the_row_in_the_state_it_searches(shard, batch, monk
     engine = runtime.runtime().shard(shard.head.pk).opened.engine
     view_and_places = ShardEngine.view_and_places
 
-    def recreate_after(self, *args):
-        found = view_and_places(self, *args)
+    def recreate_after(self, *args, **kwargs):
+        found = view_and_places(self, *args, **kwargs)
         monkeypatch.setattr(ShardEngine, "view_and_places", view_and_places)
         shard.queries.namespace_drop("a")
         shard.queries.upsert_many(batch(0, 10, dimension=6), namespace="a")

@@ -14,6 +14,7 @@ from hashlib import blake2b
 
 import numpy as np
 
+from vectors.engine.uuid_slots import slots_of_uuids, uuids_of_slots
 from vectors.errors import InvalidInput
 
 SLOT_COUNT = 16384
@@ -22,6 +23,8 @@ MAX_STRING_BYTES = 255
 _INTEGER, _UUID, _STRING = 1, 2, 3
 INTEGER_TAG, UUID_TAG, STRING_TAG = b"\x01", b"\x02", b"\x03"
 _OFFSET = 1 << 63
+_FEW = 16
+"""Fewer UUIDs than these are not worth the numpy calls."""
 _UUID_FORM = re.compile(r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}")
 _INTEGER_FORM = re.compile(r"-?[0-9]+")
 
@@ -93,7 +96,22 @@ def slot_of(key: bytes) -> int:
 
 def slots_of(keys: Sequence[bytes]) -> np.ndarray:
     """Return the slots of `keys`: (n,) uint16."""
-    return np.fromiter(map(slot_of, keys), dtype=np.uint16, count=len(keys))
+    uuids = [key for key in keys if key[0] == _UUID]
+    if len(uuids) < _FEW:
+        return np.fromiter(map(slot_of, keys), dtype=np.uint16, count=len(keys))
+    of_uuids = slots_of_uuids(np.frombuffer(b"".join(uuids), dtype=np.uint8).reshape(-1, 17)[:, 1:])
+    if len(uuids) == len(keys):
+        return of_uuids
+    found = iter(of_uuids.tolist())
+    return np.fromiter(
+        (next(found) if key[0] == _UUID else slot_of(key) for key in keys), dtype=np.uint16, count=len(keys)
+    )
+
+
+def uuid_keys_in(slots: np.ndarray, *, random_bytes: bytes) -> list[bytes]:
+    """Return keys of version-4 UUIDs, one in each of `slots` (n,) uint16; `random_bytes` are 16 for each."""
+    raw = uuids_of_slots(slots, random_bytes).tobytes()
+    return [UUID_TAG + raw[start : start + 16] for start in range(0, len(raw), 16)]
 
 
 def hashes_of(keys: Sequence[bytes]) -> np.ndarray:

@@ -10,6 +10,8 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import repeat
+from operator import itemgetter
 from typing import cast
 
 import numpy as np
@@ -20,7 +22,9 @@ from vectors.engine.distances import Metric, squared_norms
 from vectors.engine.filters import ColumnBudget
 from vectors.engine.operations import NamespacePut, Patch, Upsert
 from vectors.engine.parts import FrozenPart, Part, PartView, TailPart
+from vectors.engine.slots import SlotSet
 
+_KEY = itemgetter(0)
 _SMALLEST_TAIL_PART = 64
 _LARGEST_TAIL_PART_BYTES = 32 * 1024 * 1024
 
@@ -67,9 +71,21 @@ class NamespaceView:
             if isinstance(view.part, TailPart):
                 keys = view.part.keys
                 chosen = range(view.rows) if view.living is None else np.flatnonzero(view.living).tolist()
-                rows.extend((keys[row], view, row) for row in chosen)
-        rows.sort(key=lambda item: item[0])
+                rows.extend(zip([keys[row] for row in chosen], repeat(view), chosen))
+        rows.sort(key=_KEY)
         return rows
+
+    def only(self, slots: SlotSet) -> NamespaceView:
+        """Return the same state with the rows of other slots left out. The last one asked for is kept."""
+        kept = self._kept.get("only")
+        if kept is None or kept[0] != slots:
+            parts = (view.only(slots) for view in self.parts)
+            kept = self._kept["only"] = (slots, NamespaceView(self.spec, tuple(view for view in parts if view.alive)))
+        return kept[1]
+
+    @cached_property
+    def _kept(self) -> dict[str, tuple[SlotSet, NamespaceView]]:
+        return {}
 
 
 class NamespaceEngine:
@@ -115,8 +131,8 @@ class NamespaceEngine:
                 return part, row
         return None
 
-    def find_many(self, keys: Sequence[bytes]) -> list[tuple[Part, int] | None]:
-        """Return part and row of each key, None where it is not alive."""
+    def find_many(self, keys: Sequence[bytes], *, slots: SlotSet | None = None) -> list[tuple[Part, int] | None]:
+        """Return part and row of each key, None where it is not alive, or not in `slots`."""
         places: list[tuple[Part, int] | None] = [
             None if number is None else self._tail_place(number) for number in map(self._tail_rows.get, keys)
         ]
@@ -129,6 +145,8 @@ class NamespaceEngine:
                     rows = part.find(keys_asked, hashes)
                     for position in np.flatnonzero(rows >= 0).tolist():
                         places[asked[position]] = (part, int(rows[position]))
+        if slots is not None:
+            return [None if place is None or place[0].slots[place[1]] not in slots else place for place in places]
         return places
 
     def upsert(self, operation: Upsert, *, seq: int) -> int:
@@ -145,6 +163,20 @@ class NamespaceEngine:
         if deleted:
             self._view = None
         return deleted
+
+    def clear(self, slots: SlotSet) -> int:
+        """Delete all living rows of some slots; return how many."""
+        killed = 0
+        for part in (*self.frozen, *self.tail):
+            rows = np.flatnonzero(slots.has(part.slots[: part.rows]) & part.living)
+            part.kill(rows)
+            killed += len(rows)
+            if isinstance(part, TailPart):
+                for row in rows.tolist():
+                    del self._tail_rows[part.keys[row]]
+        if killed:
+            self._view = None
+        return killed
 
     def patch(self, operation: Patch, *, seq: int) -> int:
         """Merge metadata: each row is written anew with its values and the merged object; return how many were."""

@@ -15,6 +15,8 @@ from typing import Any
 import msgpack
 import numpy as np
 
+from vectors.engine.slots import PACKED_BYTES
+
 VERSION = 1
 _PREFIX = struct.Struct("<BI")
 
@@ -28,6 +30,8 @@ class Kind(IntEnum):
     DELETE = 4
     PATCH = 5
     TERM_START = 6
+    SLOTS_SET = 7
+    SLOTS_CLEARED = 8
 
 
 class PayloadError(ValueError):
@@ -120,7 +124,36 @@ class StartTerm:
     rows = 0
 
 
-Operation = StartTerm | Upsert | Delete | Patch | NamespacePut | NamespaceDrop
+@dataclass(frozen=True, slots=True)
+class SetSlots:
+    """Which slots the shard's rows may be written in from here on: `writable`, a packed `SlotSet`.
+
+    `epoch` is that of the slot table at which this was decided: reads that were planned by an older one are refused by
+    whoever has applied this, for rows may have come or gone since. It changes no rows.
+    """
+
+    epoch: int
+    writable: bytes
+
+    kind = Kind.SLOTS_SET
+    rows = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ClearSlots:
+    """All rows of some slots go, in every namespace: `slots`, a packed `SlotSet`.
+
+    It names no ids and needs none: what rows a log has in a slot at an entry, the entries before it say. It stands only
+    where clients may not write the slots.
+    """
+
+    slots: bytes
+
+    kind = Kind.SLOTS_CLEARED
+    rows = 0
+
+
+Operation = ClearSlots | SetSlots | StartTerm | Upsert | Delete | Patch | NamespacePut | NamespaceDrop
 
 
 def encode(operation: Operation) -> bytes:
@@ -142,6 +175,10 @@ def encode(operation: Operation) -> bytes:
             "recall": operation.recall_target,
             "picture": operation.picture,
         }
+    elif isinstance(operation, SetSlots):
+        header = {"epoch": operation.epoch, "writable": operation.writable}
+    elif isinstance(operation, ClearSlots):
+        header = {"slots": operation.slots}
     elif isinstance(operation, StartTerm):
         header = {"node": operation.node, "after": operation.after}
     else:
@@ -174,6 +211,14 @@ def decode(kind: int, payload: bytes | memoryview) -> Operation:
             return NamespaceDrop()
         if kind == Kind.TERM_START:
             return StartTerm(header["node"], header["after"])
+        if kind == Kind.SLOTS_SET:
+            if len(header["writable"]) != PACKED_BYTES:
+                raise PayloadError("a set of slots has another length")
+            return SetSlots(header["epoch"], header["writable"])
+        if kind == Kind.SLOTS_CLEARED:
+            if len(header["slots"]) != PACKED_BYTES:
+                raise PayloadError("a set of slots has another length")
+            return ClearSlots(header["slots"])
     except (struct.error, KeyError, TypeError, ValueError) as error:
         raise PayloadError(f"payload cannot be read: {error}") from error
     raise PayloadError(f"kind {kind} is unknown")

@@ -49,6 +49,17 @@ class PackedBytes(Sequence[bytes]):
         """Bytes of buffer and offsets."""
         return self._blob.nbytes + self._offsets.nbytes
 
+    @property
+    def lengths(self) -> np.ndarray:
+        """The bytes of each string: (n,) int64."""
+        return np.diff(self._offsets).astype(np.int64)
+
+    def take(self, positions: np.ndarray) -> list[bytes]:
+        """Return the strings at some positions (n,), in that order."""
+        blob = self._blob
+        lows, highs = self._offsets[positions].tolist(), self._offsets[positions + 1].tolist()
+        return [bytes(blob[low:high]) for low, high in zip(lows, highs, strict=True)]
+
     def position(self, key: bytes, *, after: bool) -> int:
         """Return where `key` would stand in this sorted sequence; `after`: behind an equal one."""
         return bisect_right(self, key) if after else bisect_left(self, key)

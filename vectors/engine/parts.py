@@ -15,6 +15,10 @@ import numpy as np
 
 from vectors.engine.filters import ColumnBudget, Columns
 from vectors.engine.packed import PackedBytes
+from vectors.engine.slots import SlotSet
+
+_TAIL_ROW_BYTES = 164
+"""What a row of a tail takes beside values, id and metadata, about: arrays, objects, and its place in a map."""
 
 
 class Part:
@@ -80,6 +84,14 @@ class Part:
         self._living_is_shared = True
         return PartView(self, self.rows, self._living[: self.rows])
 
+    def within(self, slots: SlotSet, rows: int) -> np.ndarray:
+        """Return which of the first `rows` rows, dead or alive, lie in `slots`: (rows,) bool, not to be written."""
+        return slots.has(self.slots[:rows])
+
+    def text_bytes(self, rows: int) -> np.ndarray:
+        """Return the bytes of key and metadata of each of the first `rows` rows: (rows,) int64, not to be written."""
+        raise NotImplementedError
+
     def inverse_norms(self, rows: int) -> np.ndarray:
         """Return 1 / |x| of the first `rows` rows, 0 for a zero vector: (rows,) float32, kept."""
         known = self._inverse_norms
@@ -135,6 +147,12 @@ class PartView:
         """Rows that are not dead."""
         return self.rows if self.living is None else int(np.count_nonzero(self.living))
 
+    def only(self, slots: SlotSet) -> PartView:
+        """Return the same rows with those of other slots taken for dead."""
+        inside = self.part.within(slots, self.rows)
+        living = inside if self.living is None else inside & self.living
+        return PartView(self.part, self.rows, None if living.all() else living)
+
 
 class FrozenPart(Part):
     """The rows of one segment, in key order, over arrays that are mapped from its files.
@@ -165,8 +183,16 @@ class FrozenPart(Part):
         self.matrix, self.squared_norms, self.slots, self.seqs = matrix, squared_norms, slots, seqs
         self.keys, self.metadata = keys, metadata
         self._sorted_hashes, self._hash_rows = sorted_hashes, hash_rows
+        self._within: tuple[SlotSet, np.ndarray] | None = None
         if deleted is not None:
             self.kill(np.flatnonzero(deleted))
+
+    def within(self, slots: SlotSet, rows: int) -> np.ndarray:
+        """Return which rows lie in `slots`. The last answer is kept: rows stay where they are, dead or alive."""
+        kept = self._within
+        if kept is None or kept[0] != slots:
+            kept = self._within = (slots, super().within(slots, self.rows))
+        return kept[1][:rows]
 
     def find(self, keys: Sequence[bytes], hashes: np.ndarray) -> np.ndarray:
         """Return the living row of each key, -1 where there is none: (n,) int64. `hashes` are those of `keys`."""
@@ -185,6 +211,11 @@ class FrozenPart(Part):
                     break
                 position += 1
         return found
+
+    def text_bytes(self, rows: int) -> np.ndarray:
+        """Return the bytes of key and metadata of each of the first `rows` rows: (rows,) int64."""
+        sizes: np.ndarray = self.keys.lengths[:rows] + self.metadata.lengths[:rows]
+        return sizes
 
     @property
     def nbytes(self) -> int:
@@ -206,8 +237,9 @@ class TailPart(Part):
         self.squared_norms = np.empty(capacity, dtype=np.float64)
         self.slots = np.empty(capacity, dtype=np.uint16)
         self.seqs = np.empty(capacity, dtype=np.int64)
+        self._text_bytes = np.empty(capacity, dtype=np.int64)
+        self._all_text_bytes = 0
         self.keys, self.metadata = [], []
-        self._text_bytes = 0
 
     @property
     def room(self) -> int:
@@ -230,13 +262,20 @@ class TailPart(Part):
         self.squared_norms[start:stop] = squared_norms
         self.slots[start:stop] = slots
         self.seqs[start:stop] = seq
+        text_bytes = np.fromiter(map(len, keys), dtype=np.int64, count=len(keys))
+        text_bytes += np.fromiter(map(len, metadata), dtype=np.int64, count=len(keys))
+        self._text_bytes[start:stop] = text_bytes
+        self._all_text_bytes += int(text_bytes.sum())
         self.keys.extend(keys)
         self.metadata.extend(metadata)
-        self._text_bytes += sum(map(len, keys)) + sum(map(len, metadata)) + 130 * len(keys)
         self.rows = stop
         return start
+
+    def text_bytes(self, rows: int) -> np.ndarray:
+        """Return the bytes of key and metadata of each of the first `rows` rows: (rows,) int64, not to be written."""
+        return self._text_bytes[:rows]
 
     @property
     def nbytes(self) -> int:
         """Bytes in use: arrays of the rows written, and an estimate of the Python objects for ids and metadata."""
-        return self.rows * (int(self.matrix.shape[1]) * 4 + 26) + self._text_bytes
+        return self.rows * (int(self.matrix.shape[1]) * 4 + _TAIL_ROW_BYTES) + self._all_text_bytes

@@ -26,6 +26,7 @@ from vectors.engine.topk import contenders, kth_largest
 # costs about four times a scanned one).
 _GATHER_SHARE = 0.2
 _QUERIES_PER_PRODUCT = 64
+_ROWS_AT_ONCE = 4096
 _PRODUCT_BYTES = 64 * 1024 * 1024
 
 
@@ -60,12 +61,20 @@ class _Proposal(NamedTuple):
     rows: np.ndarray
     goodness: np.ndarray
     error: float | np.ndarray
+    floor: float
 
 
 def search(view: NamespaceView, wanted: Wanted) -> Result:
     """Return the `k` best living rows that match, best first, equal scores in key order."""
-    proposals = [_propose(part, wanted) for part in view.parts]
-    return _settle([proposal for proposal in proposals if proposal is not None], wanted)
+    proposals = []
+    floor = _floor_of(wanted)
+    for part in view.parts:
+        proposal = _propose(part, wanted, floor)
+        if proposal is not None:
+            proposals.append(proposal)
+            # What k rows of one part reach, those of the next ones have to reach as well.
+            floor = proposal.floor
+    return _settle(proposals, wanted)
 
 
 def search_batch(view: NamespaceView, wanteds: Sequence[Wanted]) -> list[Result]:
@@ -77,10 +86,13 @@ def search_batch(view: NamespaceView, wanteds: Sequence[Wanted]) -> list[Result]
     for start in range(0, len(plain), step):
         group = plain[start : start + step]
         proposals: dict[int, list[_Proposal]] = {number: [] for number in group}
+        floors = {number: _floor_of(wanteds[number]) for number in group}
         for part in view.parts:
             scans = batch_products(part.part, part.rows, [wanteds[number].query for number in group])
             for number, scan in zip(group, scans, strict=True):
-                proposals[number].append(_keep(part, scan, part.living, None, wanteds[number].k))
+                proposal = _keep(part, scan, part.living, None, wanteds[number].k, floors[number])
+                proposals[number].append(proposal)
+                floors[number] = proposal.floor
         for number in group:
             results[number] = _settle(proposals[number], wanteds[number])
     return [search(view, wanted) if result is None else result for wanted, result in zip(wanteds, results, strict=True)]
@@ -154,49 +166,62 @@ def _frozen_rows(
         yield part.keys[int(row)], view, int(row)
 
 
-def _propose(view: PartView, wanted: Wanted) -> _Proposal | None:
+def _propose(view: PartView, wanted: Wanted, floor: float) -> _Proposal | None:
     matching = matching_rows(view, wanted.filter)
     if matching is None:
         scan = products(view.part, view.rows, wanted.query, None)
-        return _keep(view, scan, None, None, wanted.k)
+        return _keep(view, scan, None, None, wanted.k, floor)
     matches = int(np.count_nonzero(matching))
     if not matches:
         return None
     if matches < view.rows * _GATHER_SHARE:
         chosen = np.flatnonzero(matching)
-        return _keep(view, products(view.part, view.rows, wanted.query, chosen), None, chosen, wanted.k)
-    return _keep(view, products(view.part, view.rows, wanted.query, None), matching, None, wanted.k)
+        return _keep(view, products(view.part, view.rows, wanted.query, chosen), None, chosen, wanted.k, floor)
+    return _keep(view, products(view.part, view.rows, wanted.query, None), matching, None, wanted.k, floor)
 
 
-def _keep(view: PartView, scan: Scan, matching: np.ndarray | None, chosen: np.ndarray | None, k: int) -> _Proposal:
+def _floor_of(wanted: Wanted) -> float:
+    """Return the goodness of a row with the worst score that is asked for; -inf where any will do."""
+    threshold, query = wanted.threshold, wanted.query
+    if threshold is None:
+        return -np.inf
+    if lower_is_better(query.metric):
+        # The subtraction rounds; a row at the threshold itself has to stay.
+        return query.squared_norm - threshold - (query.squared_norm + abs(threshold)) * 2.0**-40
+    return threshold
+
+
+def _keep(
+    view: PartView, scan: Scan, matching: np.ndarray | None, chosen: np.ndarray | None, k: int, floor: float
+) -> _Proposal:
     goodness = scan.goodness
     if matching is not None:
         goodness[~matching] = -np.inf
-    kept = contenders(goodness, k, scan.error)
+    kept, floor = contenders(goodness, k, scan.error, floor)
     error = scan.error[kept] if isinstance(scan.error, np.ndarray) else scan.error
-    return _Proposal(view, kept if chosen is None else chosen[kept], goodness[kept], error)
+    return _Proposal(view, kept if chosen is None else chosen[kept], goodness[kept], error, floor)
 
 
 def _settle(proposals: Sequence[_Proposal], wanted: Wanted) -> Result:
+    if not proposals:
+        return Result([], 0)
+    # Rows that those of later parts surely beat need no exact score.
+    floor = proposals[-1].floor
     if len(proposals) > 1:
-        # Rows that another part's rows surely beat need no exact score.
-        floor = kth_largest(np.concatenate([item.goodness - item.error for item in proposals]), wanted.k)
-        if floor > -np.inf:
-            proposals = [
-                _Proposal(item.view, item.rows[best], item.goodness[best], 0.0)
-                for item in proposals
-                if (best := item.goodness + item.error >= floor).any()
-            ]
-    descending = -1.0 if not lower_is_better(wanted.query.metric) else 1.0
+        floor = max(floor, kth_largest(np.concatenate([item.goodness - item.error for item in proposals]), wanted.k))
     places: list[tuple[PartView, int]] = []
-    scores: list[np.ndarray] = []
+    chosen: list[np.ndarray] = []
+    views: list[PartView] = []
     for item in proposals:
-        rows = item.rows.tolist()
-        places.extend((item.view, row) for row in rows)
-        scores.append(exact_scores(item.view.part.matrix[item.rows], wanted.query))
+        rows = item.rows[item.goodness + item.error >= floor]
+        if len(rows):
+            places.extend((item.view, row) for row in rows.tolist())
+            chosen.append(rows)
+            views.append(item.view)
     if not places:
         return Result([], 0)
-    ranked = np.concatenate(scores) * descending
+    descending = -1.0 if not lower_is_better(wanted.query.metric) else 1.0
+    ranked = _exact(views, chosen, wanted.query) * descending
     candidates = len(ranked)
     positions = np.arange(candidates)
     if wanted.threshold is not None:
@@ -210,3 +235,14 @@ def _settle(proposals: Sequence[_Proposal], wanted: Wanted) -> Result:
         found.append(Found(view.part.keys[row], float(ranked[position] * descending), view, row))
     found.sort(key=lambda item: (item.score * descending, item.key))
     return Result(found[: wanted.k], candidates)
+
+
+def _exact(views: Sequence[PartView], chosen: Sequence[np.ndarray], query: Query) -> np.ndarray:
+    """Return the exact scores of the chosen rows of some parts, one after the other."""
+    if sum(len(rows) for rows in chosen) > _ROWS_AT_ONCE:
+        # Where nothing tells rows apart all of them are chosen: they must not be in memory once more.
+        return np.concatenate(
+            [exact_scores(view.part.matrix[rows], query) for view, rows in zip(views, chosen, strict=True)]
+        )
+    values = [view.part.matrix[rows] for view, rows in zip(views, chosen, strict=True)]
+    return exact_scores(values[0] if len(values) == 1 else np.concatenate(values), query)

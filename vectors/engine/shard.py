@@ -10,18 +10,36 @@ from collections.abc import Iterable, Sequence
 
 from vectors.engine.filters import ColumnBudget
 from vectors.engine.namespace import NamespaceEngine, NamespaceSpec, NamespaceView
-from vectors.engine.operations import Delete, NamespaceDrop, NamespacePut, Operation, Patch, StartTerm, Upsert
+from vectors.engine.operations import (
+    ClearSlots,
+    Delete,
+    NamespaceDrop,
+    NamespacePut,
+    Operation,
+    Patch,
+    SetSlots,
+    StartTerm,
+    Upsert,
+)
 from vectors.engine.parts import Part
+from vectors.engine.slots import SlotSet
 from vectors.errors import LogGap
 
 _RESULTS_KEPT = 8192
 
 
 class ShardEngine:
-    """Namespaces by uid and name, applied up to (`term`, `seq`). Its lock guards the mutable state; views need none."""
+    """Namespaces by uid and name, applied up to (`term`, `seq`). Its lock guards the mutable state; views need none.
 
-    def __init__(self, *, term: int = 0, seq: int = 0, budget: ColumnBudget | None = None) -> None:
+    `slots_epoch` is the epoch of the newest `SetSlots` applied, 0 where there was none. Whoever looks at rows for a
+    request that was planned at an epoch compares afterwards: what was there before a newer change, was there in time.
+    """
+
+    def __init__(
+        self, *, term: int = 0, seq: int = 0, slots_epoch: int = 0, budget: ColumnBudget | None = None
+    ) -> None:
         self.term, self.seq = term, seq
+        self.slots_epoch = slots_epoch
         self.lock = threading.RLock()
         self.budget = budget
         self._by_uid: dict[str, NamespaceEngine] = {}
@@ -80,17 +98,27 @@ class ShardEngine:
             return None if uid is None else self._by_uid[uid].view()
 
     def view_and_places(
-        self, name: str, keys: Sequence[bytes]
+        self, name: str, keys: Sequence[bytes], *, slots: SlotSet | None = None
     ) -> tuple[NamespaceView | None, list[tuple[Part, int] | None]]:
-        """Return the present state of a namespace and the places of keys in that same state."""
+        """Return the present state of a namespace and the places of keys in that same state, both in `slots` only."""
         with self.lock:
-            return self.view(name), self.find_many(name, keys)
+            view, places = self.view(name), self.find_many(name, keys, slots=slots)
+        return view if view is None or slots is None else view.only(slots), places
 
-    def find_many(self, name: str, keys: Sequence[bytes]) -> list[tuple[Part, int] | None]:
-        """Return part and row of each living key of a namespace."""
+    def spec_and_places(
+        self, name: str, keys: Sequence[bytes], *, slots: SlotSet | None = None
+    ) -> tuple[NamespaceSpec | None, list[tuple[Part, int] | None]]:
+        """Return what is known of a namespace, and the places of keys as `find_many` does, of one state."""
+        with self.lock:
+            return self.spec(name), self.find_many(name, keys, slots=slots)
+
+    def find_many(
+        self, name: str, keys: Sequence[bytes], *, slots: SlotSet | None = None
+    ) -> list[tuple[Part, int] | None]:
+        """Return part and row of each living key of a namespace; with `slots`, of those alone that lie in them."""
         with self.lock:
             uid = self._by_name.get(name)
-            return [None] * len(keys) if uid is None else self._by_uid[uid].find_many(keys)
+            return [None] * len(keys) if uid is None else self._by_uid[uid].find_many(keys, slots=slots)
 
     def namespaces(self) -> Iterable[NamespaceEngine]:
         """Return the namespaces, sorted by name."""
@@ -116,6 +144,12 @@ class ShardEngine:
             return self._drop(uid)
         if isinstance(operation, StartTerm):
             return 0
+        if isinstance(operation, SetSlots):
+            self.slots_epoch = operation.epoch
+            return 0
+        if isinstance(operation, ClearSlots):
+            slots = SlotSet(operation.slots)
+            return sum(space.clear(slots) for space in self._by_uid.values())
         namespace = self._by_uid.get(uid)
         if namespace is None:
             return 0

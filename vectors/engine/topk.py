@@ -5,23 +5,44 @@ Several times cheaper than a partition of all scores, and it keeps every row who
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 _MIN_BLOCKS = 1024
 _ROWS_PER_BLOCK = 8
+_FEW = 4
+"""Rows per answer that are so few that looking for a better floor costs more than their exact scores."""
 
 
-def contenders(goodness: np.ndarray, k: int, error: float | np.ndarray) -> np.ndarray:
-    """Return the rows that may be among the k best: (m,) int64, m ≥ min(k, finite rows).
+class Contenders(NamedTuple):
+    """The rows (m,) int64 that may be among the k best, and a goodness that k rows are known to reach."""
+
+    rows: np.ndarray
+    floor: float
+
+
+def contenders(goodness: np.ndarray, k: int, error: float | np.ndarray, floor: float = -np.inf) -> Contenders:
+    """Return the rows that may be among the k best: m ≥ min(k, finite rows), but for those that `floor` leaves out.
 
     `goodness` (n,) float; rows at -inf are out. `error`: how far a goodness may be from the truth, for all rows or
-    (n,). A row is left out only if k others are better even when they are overrated and it is underrated.
+    (n,). A row is left out only if k others are better even when they are overrated and it is underrated; `floor` is
+    what others, of which nothing is seen here, are known to reach.
     """
+    if floor > -np.inf:
+        rows = _reaching(goodness, error, floor)
+        if len(rows) <= _FEW * k:
+            return Contenders(rows, floor)
+    worst = goodness - error if isinstance(error, np.ndarray) else goodness
+    own = kth_largest(worst, k) - (0.0 if isinstance(error, np.ndarray) else error)
+    floor = max(floor, own)
+    return Contenders(_reaching(goodness, error, floor), floor)
+
+
+def _reaching(goodness: np.ndarray, error: float | np.ndarray, floor: float) -> np.ndarray:
     if isinstance(error, np.ndarray):
-        floor = kth_largest(goodness - error, k)
         return np.flatnonzero(_reaches(goodness + error, floor))
-    floor = kth_largest(goodness, k)
-    return np.flatnonzero(_reaches(goodness, floor - 2.0 * error))
+    return np.flatnonzero(_reaches(goodness, floor - error))
 
 
 def kth_largest(values: np.ndarray, k: int) -> float:
@@ -47,7 +68,8 @@ def _reaches(values: np.ndarray, floor: float) -> np.ndarray:
     if floor == -np.inf:
         return values > -np.inf
     # The comparison stays in the array's own type; rounding the floor down keeps it a floor.
-    limit = np.asarray(max(floor, np.finfo(values.dtype).min), dtype=values.dtype)
-    if limit > floor and limit > np.finfo(values.dtype).min:
+    kind = np.finfo(values.dtype)
+    limit = np.asarray(min(max(floor, float(kind.min)), float(kind.max)), dtype=values.dtype)
+    if float(limit) > floor and limit > kind.min:
         limit = np.nextafter(limit, np.asarray(-np.inf, dtype=values.dtype))
     return values >= limit

@@ -13,15 +13,32 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from vectors.engine.filters import Filter
+from vectors.engine.namespace import NamespaceSpec
+from vectors.engine.slots import SlotSet
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What of a shard copy a request is about, as the node that spreads it over shards says; clients never say it.
+
+    `epoch` is that of the slot table it was planned by: a copy that has changed its slots at a later one refuses with
+    StaleScope. `owned` are the slots whose rows count (None: all that the copy has). `namespace` is the namespace as
+    the registry knows it: another one of that name, left behind by a drop, is not seen by reads and ended by writes.
+    """
+
+    epoch: int
+    owned: SlotSet | None = None
+    namespace: NamespaceSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class RequestOptions:
     """The consistency parameters of a request (API §2), parsed.
 
-    `read_preference` None is the copy that is asked, `partial` None the operation's own default.
+    `read_preference` None is the copy that is asked, `partial` None the operation's own default. `scope` is set by
+    nodes that ask one another, None otherwise.
     """
 
     consistency: str = "one"
@@ -30,6 +47,7 @@ class RequestOptions:
     timeout_s: float | None = None
     partial: bool | None = None
     idempotency_key: str | None = None
+    scope: Scope | None = None
 
 
 DEFAULT_OPTIONS = RequestOptions()
@@ -52,13 +70,15 @@ class VectorBatch:
 class WriteResult:
     """What a write did: the keys in the order of the request, rows changed, an opaque token per shard label.
 
-    `positions` has label → (uid of the shard, term, seq) of the newest entry that the write made.
+    `positions` has label → (uid of the shard, term, seq) of the newest entry that the write made. `shards` is there
+    where some may have been left out (a delete by filter that allows it).
     """
 
     keys: Sequence[bytes]
     count: int
     seq: Mapping[str, str]
     positions: Mapping[str, tuple[str, int, int]] = field(default_factory=dict)
+    shards: Sequence[ShardAccount] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,21 @@ from vectors.query_processor.port import (
     SearchRequest,
     StorageInfo,
 )
-from vectors.query_processor.translation import hits_of, namespace_info, spec_of, unknown_vector, wanted_search
+from vectors.query_processor.scopes import (
+    check_scope,
+    is_meant,
+    owned_by,
+    scoped_places,
+    scoped_view,
+    scoped_view_and_places,
+)
+from vectors.query_processor.translation import (
+    hits_of,
+    namespace_info,
+    unknown_namespace,
+    unknown_vector,
+    wanted_search,
+)
 
 
 class LocalReads(OpenCopy):
@@ -30,8 +44,9 @@ class LocalReads(OpenCopy):
     def get(self, key: bytes, *, namespace: str, options: RequestOptions = DEFAULT_OPTIONS) -> Answer[Record]:
         """Return a row."""
         opened, account = self._open_for_read(options, partial=False)
-        spec_of(opened.engine, namespace)
-        place = opened.engine.find_many(namespace, [key])[0]
+        spec, [place] = scoped_places(opened.engine, namespace, [key], options.scope)
+        if spec is None:
+            raise unknown_namespace(namespace)
         if place is None:
             raise unknown_vector(key)
         part, row = place
@@ -43,7 +58,8 @@ class LocalReads(OpenCopy):
         """Return the rows of `keys`."""
         opened, account = self._open_for_read(options, partial=False)
         records, missing = [], []
-        for key, place in zip(keys, opened.engine.find_many(namespace, keys), strict=True):
+        _spec, places = scoped_places(opened.engine, namespace, keys, options.scope)
+        for key, place in zip(keys, places, strict=True):
             if place is None:
                 missing.append(key)
             else:
@@ -69,7 +85,7 @@ class LocalReads(OpenCopy):
     ) -> Answer[int]:
         """Return how many rows match."""
         opened, account = self._open_for_read(options, partial=False)
-        view = opened.engine.view(namespace)
+        view = scoped_view(opened.engine, namespace, options.scope)
         return Answer(0 if view is None else search.count(view, filter), [account])
 
     def scroll(
@@ -84,7 +100,7 @@ class LocalReads(OpenCopy):
     ) -> Answer[Page]:
         """Return up to `limit` rows after a key, in key order."""
         opened, account = self._open_for_read(options, partial=False)
-        view = opened.engine.view(namespace)
+        view = scoped_view(opened.engine, namespace, options.scope)
         if view is None:
             return Answer(Page([], None), [account])
         rows, more = search.scroll(view, limit=limit, after=after, filter=filter)
@@ -102,14 +118,20 @@ class LocalReads(OpenCopy):
     def namespace_details(self, *, options: RequestOptions = DEFAULT_OPTIONS) -> Answer[list[NamespaceInfo]]:
         """Return what is known of every namespace, sorted by name."""
         opened, account = self._open_for_read(options, partial=False)
-        engine = opened.engine
-        return Answer([namespace_info(engine, space.spec.name) for space in engine.namespaces()], [account])
+        engine, scope = opened.engine, options.scope
+        infos = [
+            namespace_info(engine, space.spec.name, owned=owned_by(scope))
+            for space in engine.namespaces()
+            if is_meant(space.spec, scope)
+        ]
+        check_scope(engine, scope)
+        return Answer(infos, [account])
 
     def storage_info(self, *, options: RequestOptions = DEFAULT_OPTIONS) -> Answer[StorageInfo]:
         """Return totals."""
         opened, account = self._open_for_read(options, partial=False)
         engine = opened.engine
-        views = [(name, engine.view(name)) for name in engine.names()]
+        views = [(name, scoped_view(engine, name, options.scope)) for name in engine.names()]
         counts = {name: view.count for name, view in views if view is not None}
         return Answer(StorageInfo(sum(counts.values()), engine.mapped_bytes + engine.tail_bytes, counts), [account])
 
@@ -119,7 +141,7 @@ class LocalReads(OpenCopy):
         started = time.perf_counter()
         opened, account = self._open_for_read(options, partial=True)
         keys = [request.key for request in requests if request.key is not None]
-        view, places = opened.engine.view_and_places(namespace, keys)
+        view, places = scoped_view_and_places(opened.engine, namespace, keys, options.scope)
         if view is None:
             return Answer([[] for _ in requests], [account])
         where = dict(zip(keys, places, strict=True))

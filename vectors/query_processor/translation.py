@@ -12,6 +12,7 @@ from vectors.engine.namespace import NamespaceSpec, NamespaceView
 from vectors.engine.operations import Upsert
 from vectors.engine.parts import Part
 from vectors.engine.shard import ShardEngine
+from vectors.engine.slots import SlotSet
 from vectors.errors import DimensionMismatch, NamespaceNotFound, NotReady, TokenLost, VectorNotFound
 from vectors.query_processor.port import Hit, NamespaceInfo, RequestOptions, SearchRequest, VectorBatch
 from vectors.store import log, terms
@@ -95,8 +96,13 @@ def spec_of(engine: ShardEngine, namespace: str) -> NamespaceSpec:
     """Return what is known of a namespace; raise NamespaceNotFound."""
     spec = engine.spec(namespace)
     if spec is None:
-        raise NamespaceNotFound(f"there is no namespace {namespace}", field="namespace")
+        raise unknown_namespace(namespace)
     return spec
+
+
+def unknown_namespace(namespace: str) -> NamespaceNotFound:
+    """Return the error for a namespace that is not there."""
+    return NamespaceNotFound(f"there is no namespace {namespace}", field="namespace")
 
 
 def unknown_vector(key: bytes, *, field: str = "id") -> VectorNotFound:
@@ -104,8 +110,11 @@ def unknown_vector(key: bytes, *, field: str = "id") -> VectorNotFound:
     return VectorNotFound(f"there is no vector {ids.id_of(key)!r}", field=field)
 
 
-def namespace_info(engine: ShardEngine, name: str) -> NamespaceInfo:
-    """Return the description of a namespace; raise NamespaceNotFound."""
+def namespace_info(engine: ShardEngine, name: str, *, owned: SlotSet | None = None) -> NamespaceInfo:
+    """Return the description of a namespace; with `owned`, rows of other slots are not counted.
+
+    Raise NamespaceNotFound.
+    """
     spec, view = spec_of(engine, name), engine.view(name)
     assert view is not None
     tail = [part for part in view.parts if part not in view.frozen]
@@ -116,7 +125,7 @@ def namespace_info(engine: ShardEngine, name: str) -> NamespaceInfo:
         metric=spec.metric,
         recall_target=spec.recall_target,
         picture=spec.picture,
-        count=view.count,
+        count=view.count if owned is None else view.only(owned).count,
         segments=len(view.frozen),
         tail_rows=sum(part.alive for part in tail),
         size_bytes=sum(part.part.nbytes for part in view.parts),

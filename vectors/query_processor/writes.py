@@ -14,20 +14,23 @@ from vectors import services
 from vectors.engine import search
 from vectors.engine.filters import Filter
 from vectors.engine.namespace import NamespaceSpec, merged
-from vectors.engine.operations import Delete, Operation, Patch, encode
+from vectors.engine.operations import Delete, Patch, Upsert, encode
 from vectors.errors import NamespaceNotFound, NotReady, ShardDamaged
 from vectors.query_processor.opening import OpenCopy
 from vectors.query_processor.parsing import check_metadata_size
 from vectors.query_processor.port import DEFAULT_OPTIONS, NamespaceInfo, RequestOptions, VectorBatch, WriteResult
+from vectors.query_processor.scopes import scoped_places, scoped_view
 from vectors.query_processor.translation import (
     namespace_info,
     spec_of,
+    unknown_namespace,
     unknown_vector,
     upsert_operation,
     with_generated_keys,
 )
 from vectors.runtime import ShardRuntime, runtime
 from vectors.store import log
+from vectors.store.adoption import namespace_adopt
 from vectors.tokens import token_of
 
 logger = logging.getLogger(__name__)
@@ -75,6 +78,9 @@ class LocalWrites(OpenCopy):
                 spec = self._spec_for_write(shard, namespace, dimension, options)
                 committed = self._commit(shard, spec, operation, options)
             except NamespaceNotFound:
+                if _meant(options) is not None:
+                    # Whether there is one by now is for the registry to say.
+                    raise
                 # Dropped between the look and the append: the next look makes it anew.
                 if time.monotonic() > deadline:
                     raise NotReady(f"namespace {namespace} is being dropped all the time", retry_after_s=1) from None
@@ -92,8 +98,9 @@ class LocalWrites(OpenCopy):
             raise ShardDamaged(
                 f"shard {opened.head.label} has lost data and is read-only", detail={"shard": opened.head.label}
             )
-        spec = spec_of(opened.engine, namespace)
-        place = opened.engine.find_many(namespace, [key])[0]
+        spec, [place] = scoped_places(opened.engine, namespace, [key], options.scope)
+        if spec is None:
+            raise unknown_namespace(namespace)
         if place is None:
             raise unknown_vector(key)
         check_metadata_size(len(merged(place[0].metadata[place[1]], metadata)), field="metadata")
@@ -117,15 +124,20 @@ class LocalWrites(OpenCopy):
             raise ShardDamaged(
                 f"shard {opened.head.label} has lost data and is read-only", detail={"shard": opened.head.label}
             )
-        spec = spec_of(opened.engine, namespace)
         resolved_at: int | None = None
         if keys is None:
             assert filter is not None
-            with opened.engine.lock:
-                resolved_at, view = opened.engine.seq, opened.engine.view(namespace)
+            # The seq first, without the engine's lock, which the mask of slots had to be computed under: a row that is
+            # written between the two is spared, as one that is written a moment later.
+            resolved_at = opened.engine.seq
+            view = scoped_view(opened.engine, namespace, options.scope)
+            spec = None if view is None else view.spec
             keys = [] if view is None else search.matching_keys(view, filter)
         else:
+            spec, _places = scoped_places(opened.engine, namespace, (), options.scope)
             keys = list(dict.fromkeys(keys))
+        if spec is None:
+            raise unknown_namespace(namespace)
         deleted = 0
         position = log.Position(opened.engine.term, opened.engine.seq)
         for start in range(0, len(keys), settings.MLVDB_MAX_BATCH):
@@ -174,6 +186,9 @@ class LocalWrites(OpenCopy):
     def _spec_for_write(
         self, shard: ShardRuntime, namespace: str, dimension: int, options: RequestOptions
     ) -> NamespaceSpec:
+        meant = _meant(options)
+        if meant is not None:
+            return self._adopted(shard, meant, dimension, options)
         opened = shard.opened
         spec = None if opened is None else opened.engine.spec(namespace)
         if spec is None or spec.dimension != dimension:
@@ -187,11 +202,30 @@ class LocalWrites(OpenCopy):
             raise services.dimension_mismatch(namespace, spec.dimension, dimension)
         return spec
 
+    def _adopted(
+        self, shard: ShardRuntime, meant: NamespaceSpec, dimension: int, options: RequestOptions
+    ) -> NamespaceSpec:
+        """Return the namespace that the registry means, made here if need be. Raise NamespaceNotFound if it has ended
+        here: the registry knows of another by now, or of none."""
+        if meant.dimension != dimension:
+            raise services.dimension_mismatch(meant.name, meant.dimension, dimension)
+        opened = shard.opened
+        spec = None if opened is None else opened.engine.spec(meant.name)
+        if spec is None or spec.uid != meant.uid:
+            spec = self._open(shard, options, write=True).engine.spec(meant.name)
+        if spec is None or spec.uid != meant.uid:
+            with log.append_transaction(shard.shard_id) as open_log:
+                lives = namespace_adopt(open_log, meant)
+            if not lives:
+                raise unknown_namespace(meant.name)
+            self._tell_senders(shard)
+        return meant
+
     def _commit(
-        self, shard: ShardRuntime, spec: NamespaceSpec, operation: Operation, options: RequestOptions
+        self, shard: ShardRuntime, spec: NamespaceSpec, operation: Upsert | Delete | Patch, options: RequestOptions
     ) -> _Committed:
         position = shard.appender.append(
-            namespace=spec.uid, kind=operation.kind, rows=operation.rows, payload=encode(operation)
+            namespace=spec.uid, kind=operation.kind, keys=operation.keys, payload=encode(operation)
         )
         if self.on_knock is not None and shard.appender.take_knock():
             self._tell_senders(shard)
@@ -244,3 +278,8 @@ class LocalWrites(OpenCopy):
         return WriteResult(
             keys, count, {head.label: token_of(head.uid, term=term, seq=seq)}, {head.label: (head.uid, term, seq)}
         )
+
+
+def _meant(options: RequestOptions) -> NamespaceSpec | None:
+    """Return the namespace that a registry says is written to, None where this copy decides."""
+    return None if options.scope is None else options.scope.namespace

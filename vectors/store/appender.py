@@ -12,11 +12,14 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from django.conf import settings
 
+from vectors.engine.ids import slots_of
 from vectors.engine.operations import Kind
 from vectors.errors import MLVectorDBError, StorageBusy
 from vectors.store import log
+from vectors.store.gate import check_open
 from vectors.store.log import Position
 
 _LOOK_AGAIN_S = 0.05
@@ -28,9 +31,10 @@ class _Waiting:
 
     namespace: str
     kind: Kind
-    rows: int
+    keys: Sequence[bytes]
     payload: bytes
     payload_crc32: int
+    slots: np.ndarray | None
     position: Position | None = None
     error: Exception | None = None
     done: bool = False
@@ -47,17 +51,21 @@ class Appender:
         self._shard_id = shard_id
         self.tail_bytes = 0
         self._knock_due = False
+        self._has_gate = False
         self._queue: list[_Waiting] = []
         self._queue_lock = threading.Lock()
         self._commit_lock = threading.Lock()
 
-    def append(self, *, namespace: str, kind: Kind, rows: int, payload: bytes) -> Position:
-        """Commit one data entry for a living namespace and return its position.
+    def append(self, *, namespace: str, kind: Kind, keys: Sequence[bytes], payload: bytes) -> Position:
+        """Commit one data entry, of the rows of `keys`, for a living namespace and return its position.
 
-        Raise NotPrimary, NamespaceNotFound when it was dropped, CheckpointBehind at the hard limit of the tail,
+        Raise NotPrimary, NamespaceNotFound when it was dropped, SlotsClosed for rows of slots that are not to be
+        written, CheckpointBehind at the hard limit of the tail,
         ShardDamaged, and StorageFull, StorageBusy or StorageError as the database fails. Then nothing was written.
         """
-        waiting = _Waiting(namespace, kind, rows, payload, zlib.crc32(payload))
+        # Where the log had a gate a moment ago, the slots are computed before anybody waits for the lock.
+        slots = slots_of(keys) if self._has_gate else None
+        waiting = _Waiting(namespace, kind, keys, payload, zlib.crc32(payload), slots)
         with self._queue_lock:
             self._queue.append(waiting)
         deadline = time.monotonic() + settings.MLVDB_DATABASE_TIMEOUT_S
@@ -107,9 +115,7 @@ class Appender:
             with log.append_transaction(self._shard_id) as open_log:
                 for waiting in group:
                     try:
-                        waiting.position = open_log.add_data(
-                            waiting.namespace, waiting.kind, waiting.rows, waiting.payload, waiting.payload_crc32
-                        )
+                        waiting.position = self._add(open_log, waiting)
                     except MLVectorDBError as error:
                         waiting.error = error
             self.tail_bytes = open_log.tail_bytes
@@ -121,3 +127,13 @@ class Appender:
         finally:
             for waiting in group:
                 waiting.done = True
+
+    def _add(self, open_log: log.OpenLog, waiting: _Waiting) -> Position:
+        head = open_log.head
+        self._has_gate = head.slots_seq > 0
+        if self._has_gate:
+            open_log.check_writable()
+            check_open(head, slots_of(waiting.keys) if waiting.slots is None else waiting.slots)
+        return open_log.add_data(
+            waiting.namespace, waiting.kind, len(waiting.keys), waiting.payload, waiting.payload_crc32
+        )

@@ -2,7 +2,7 @@
 
 Pins hold entries and manifests back. Every step checks the lease in its own transaction, since whoever took it over
 may have filled the log anew; files are removed only where a lease before this one wrote them, since what a successor
-has written is not listed yet.
+has written is not listed yet. Changes of slots that held only before the oldest entry and manifest left go with them.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ import logging
 
 from django.conf import settings
 from django.db import transaction
+from django.db.models import Min
 
 from vectors.errors import LeaseLost
-from vectors.models import Manifest, ShardHead
+from vectors.models import LogEntry, Manifest, ShardHead
 from vectors.store import leases, staging
 from vectors.store.append_lock import writers_in_line
 from vectors.store.manifests import ManifestRecord, read_manifest, segment_directory
 from vectors.store.pins import pins_floor
 from vectors.store.segment_files import remove_unlisted
+from vectors.store.slot_rows import slots_prune
 from vectors.store.statements import every, one
 
 logger = logging.getLogger(__name__)
@@ -48,6 +50,7 @@ def clean(head: ShardHead, manifest: ManifestRecord, lease: leases.Lease) -> Non
             lease.check()
             older = Manifest.objects.filter(shard_id=head.pk, number__lte=manifest.number - _MANIFESTS_KEPT)
             older.exclude(number__in=pins_floor(head.pk).manifests).delete()
+            slots_prune(head.pk, _oldest_asked(head.pk))
     except LeaseLost:
         logger.info("cleaning_left_to_another shard=%s manifest=%d", head.label, manifest.number)
         return
@@ -85,6 +88,14 @@ def prune_log(shard_id: int, through: int, lease: leases.Lease) -> None:
         with writers_in_line(), transaction.atomic(durable=True):
             lease.check()
             one(_DELETE, (shard_id, last))
+
+
+def _oldest_asked(shard_id: int) -> int:
+    """Return the oldest seq at which a copy of this log may be opened, offered or cut: of a manifest, or of the log."""
+    manifest = Manifest.objects.filter(shard_id=shard_id).aggregate(seq=Min("seq"))["seq"]
+    entry = LogEntry.objects.filter(shard_id=shard_id).aggregate(seq=Min("seq"))["seq"]
+    asked = [seq for seq in (manifest, None if entry is None else entry - 1) if seq is not None]
+    return min(asked, default=0)
 
 
 def _last_of_step(shard_id: int, through: int) -> int | None:

@@ -1,7 +1,8 @@
-"""Making a copy of another node's shard on this node, which has to be empty for it.
+"""Making and dropping shard copies of this node: of another node's shard as its replica, and of a new shard.
 
-The shard that a node makes for itself on first use goes: what nobody has written to is no loss. Files of copies that
-are gone are removed afterwards, and by the next call where a crash came in between.
+A node has to be empty to become a replica or a shard of others: the shard that it makes for itself on first use goes
+then, for what nobody has written to is no loss. Files of copies that are gone are removed afterwards, and by the next
+call where a crash came in between.
 """
 
 from __future__ import annotations
@@ -9,14 +10,18 @@ from __future__ import annotations
 import fcntl
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from django.conf import settings
 from django.db import transaction
 
 from vectors.engine.operations import Kind
+from vectors.engine.slots import SlotSet
 from vectors.errors import NotEmpty
-from vectors.models import LogEntry, Manifest, Namespace, ShardHead
+from vectors.models import Lease, LogEntry, Manifest, Namespace, ShardHead
+from vectors.store import leases, log
 from vectors.store.append_lock import writers_in_line
 from vectors.store.faults import storage_faults
 from vectors.store.file_lock import file_locked
@@ -37,17 +42,57 @@ def copy_create(uid: str, label: str) -> ShardHead:
 
     A copy that is there stays what it is. Raise NotEmpty when a shard of this node's own has namespaces.
     """
-    # No copy is made while files are removed: it could be of the uid whose files these are.
-    lock = settings.NODE_FILES.root / "copies.lock"
-    with file_locked(lock, fcntl.LOCK_EX, timeout_s=settings.MLVDB_DATABASE_TIMEOUT_S):
+    with _copies_locked():
         with writers_in_line(), transaction.atomic(durable=True):
             copy = ShardHead.objects.filter(uid=uid).first()
             if copy is None:
-                _drop_own_empty_shards()
+                _drop_own_empty_shards("a replica")
                 copy = ShardHead.objects.create(uid=uid, label=_free_label(label, uid), is_primary=False)
                 logger.info("copy_created shard=%s uid=%s", copy.label, uid)
         _remove_files_of_the_gone()
     return copy
+
+
+@storage_faults()
+def shard_create(
+    uid: str, label: str, *, writable: SlotSet | None = None, epoch: int = 0, drop_own: bool = False
+) -> ShardHead:
+    """Return this node's primary copy of the new shard `uid`, made when there is none; one that is there stays.
+
+    With `writable` its log begins with an entry that says so, as decided at `epoch`: not even the first row may be one
+    of other slots. `drop_own` drops the shard that this node made for itself. Raise NotEmpty when that has namespaces.
+    """
+    with _copies_locked():
+        with writers_in_line(), transaction.atomic(durable=True):
+            copy = ShardHead.objects.filter(uid=uid).first()
+            if copy is None:
+                if drop_own:
+                    _drop_own_empty_shards("a shard of a cluster")
+                copy = ShardHead.objects.create(uid=uid, label=_free_label(label, uid))
+                if writable is not None:
+                    with log.append_inside(copy.pk) as open_log:
+                        open_log.set_slots(epoch, writable)
+                logger.info("shard_created shard=%s uid=%s", copy.label, uid)
+        _remove_files_of_the_gone()
+    copy.refresh_from_db()
+    return copy
+
+
+@storage_faults()
+def shard_drop(uid: str) -> None:
+    """Remove this node's copy of a shard, rows and files; whose rows these are has been settled before.
+
+    A copy that is not here is fine: its files go, if a crash has left some.
+    """
+    with _copies_locked():
+        with writers_in_line(), transaction.atomic(durable=True):
+            copy = ShardHead.objects.select_for_update().filter(uid=uid).first()
+            if copy is not None:
+                # Those that name it by its id: a database may give the id to the next copy.
+                Lease.objects.filter(name=leases.checkpoint_lease(copy.pk)).delete()
+                copy.delete()
+                logger.warning("shard_dropped shard=%s uid=%s", copy.label, uid)
+        _remove_files_of_the_gone()
 
 
 @storage_faults()
@@ -73,16 +118,24 @@ def copy_contents(shard_id: int) -> Contents:
     return Contents(list(alive.values()), rows)
 
 
-def _drop_own_empty_shards() -> None:
+@contextmanager
+def _copies_locked() -> Iterator[None]:
+    # No copy is made while files are removed: it could be of the uid whose files these are.
+    lock = settings.NODE_FILES.root / "copies.lock"
+    with file_locked(lock, fcntl.LOCK_EX, timeout_s=settings.MLVDB_DATABASE_TIMEOUT_S):
+        yield
+
+
+def _drop_own_empty_shards(role: str) -> None:
     for head in ShardHead.objects.select_for_update().filter(is_primary=True):
         if not copy_is_empty(head.pk):
             contents = copy_contents(head.pk)
             raise NotEmpty(
                 f"this node holds data of its own: shard {head.label} has {len(contents.namespaces)} namespaces with"
-                f" at most {contents.rows} rows; only an empty node can become a replica",
+                f" at most {contents.rows} rows; only an empty node can become {role}",
                 detail={"shard": head.label, "rows": contents.rows, "namespaces": contents.namespaces[:20]},
             )
-        logger.warning("empty_shard_dropped shard=%s uid=%s", head.label, head.uid)
+        logger.info("empty_shard_dropped shard=%s uid=%s", head.label, head.uid)
         head.delete()
 
 

@@ -3,7 +3,8 @@
 Preconditions: the copy is not a primary; `to` is a position of its log that no segment covers beyond. Steps:
 1. the entries behind `to` are written to a file, which is on disk before anything else happens;
 2. in an append transaction, if the log still is what was set aside: remove the entries, move the head back over them
-   and change the incarnation, forget the terms they began, and make the namespace rows those of `to`.
+   and change the incarnation, forget the terms they began and the slots they opened or closed, and make the namespace
+   rows those of `to`.
 Afterwards every process throws its engine away and builds one from the shorter log. A crash between the steps leaves
 the log as it was and a file of what it still holds; the next attempt writes the same file.
 """
@@ -18,9 +19,10 @@ from vectors.errors import LogGap, LogMismatch, MLVectorDBError, StorageBusy
 from vectors.store import log
 from vectors.store.log import START, Position
 from vectors.store.manifests import read_manifest
-from vectors.store.namespace_rows import namespaces_at, namespaces_put_after, namespaces_rebuild
+from vectors.store.namespace_rows import namespaces_at, namespaces_changed_after, namespaces_rebuild
 from vectors.store.receive import position_detail, sender_check, sender_refusal
 from vectors.store.set_aside import SetAside, entries_set_aside, set_aside_locked, set_aside_undo
+from vectors.store.slot_rows import slots_cut
 from vectors.store.statements import one
 from vectors.store.terms import read_terms, term_at, terms_cut
 
@@ -143,9 +145,10 @@ def _cut(open_log: log.OpenLog, to: Position) -> None:
     manifest = read_manifest(head.shard_id, head.manifest)
     at_manifest = {uid: record.spec for uid, record in manifest.namespaces.items()}
     alive = namespaces_at(head.shard_id, at_manifest, after_seq=manifest.seq, through=to.seq)
-    namespaces_rebuild(head.shard_id, alive, forget=namespaces_put_after(head.shard_id, to.seq))
+    namespaces_rebuild(head.shard_id, alive, forget=namespaces_changed_after(head.shard_id, to.seq))
     one(_DELETE, (head.shard_id, to.seq))
     terms_cut(head.shard_id, to.seq)
+    slots_cut(head.shard_id, to.seq)
     row = one(_TAIL_BYTES, (head.shard_id, head.manifest_seq, to.seq))
     assert row is not None
     open_log.cut(to, tail_bytes=int(row[0]))

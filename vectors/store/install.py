@@ -7,7 +7,7 @@ Preconditions: the offer was taken and every file of it is complete. Steps, each
 3. set aside, in files, what this copy's log has and the sender's does not;
 4. in one append transaction, if lease, role and log still are what they were: a manifest that lists the new segments,
    the head on it with another incarnation and no damage, the log without what the manifest covers or what was set
-   aside, terms and namespaces as they are at the sender;
+   aside, terms, namespaces and writable slots as they are at the sender, and no cursor of a move;
 5. remove the staged files, and those of the copy as it was.
 Afterwards every process builds its engine anew. Before step 4 has committed, the copy is what it was: segments that no
 manifest lists go with the next clean-up, and the next attempt begins with the staged files as they are.
@@ -27,7 +27,7 @@ from django.db import DatabaseError
 from django.db.models import F, Max
 
 from vectors.errors import InvalidInput, LogGap, MLVectorDBError, StorageBusy, SyncIncomplete, SyncUnknown
-from vectors.models import Manifest, Pin, ShardHead, ShardTerm
+from vectors.models import Manifest, MoveCursor, Pin, ShardHead, ShardTerm
 from vectors.store import log, staging
 from vectors.store.cleaning import clean, prune_log
 from vectors.store.faults import storage_faults
@@ -49,6 +49,7 @@ from vectors.store.segment_files import (
 from vectors.store.segments_aside import segments_set_aside
 from vectors.store.set_aside import SetAside, entries_set_aside, set_aside_locked, set_aside_undo
 from vectors.store.slices import oldest_seq
+from vectors.store.slot_rows import slots_refill
 from vectors.store.statements import one
 from vectors.store.terms import term_at
 
@@ -188,6 +189,8 @@ def _commit(seen: log.Head, kept: Kept, offer: SyncOffer, manifest: ManifestReco
             for start in offer.terms
             if start.first_seq <= kept.through
         )
+        slots_refill(shard_id, offer.slots, after_seq=offer.seq, through=kept.through)
+        MoveCursor.objects.filter(shard_id=shard_id).delete()
         # Those of the copy as it was belong to another history: none of them is a state of this one.
         Manifest.objects.filter(shard_id=shard_id).delete()
         Manifest.objects.create(

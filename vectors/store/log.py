@@ -18,10 +18,12 @@ from django.conf import settings
 from django.db import connection, transaction
 from django.utils import timezone
 
-from vectors.engine.operations import Kind, Operation, PayloadError, decode
+from vectors.engine.operations import Kind, Operation, PayloadError, SetSlots, decode, encode
+from vectors.engine.slots import SlotSet
 from vectors.errors import CheckpointBehind, CorruptRecord, NamespaceNotFound, NotPrimary, ShardDamaged
 from vectors.store.append_lock import writers_in_line
 from vectors.store.faults import storage_faults
+from vectors.store.slot_rows import slots_add
 from vectors.store.statements import many, one
 
 _STAMP = struct.Struct("<qqB32s")
@@ -55,6 +57,7 @@ class Head(NamedTuple):
     voted_for: str
     is_primary: bool
     knocked: bool
+    slots_seq: int = 0
 
     @property
     def position(self) -> Position:
@@ -95,7 +98,7 @@ def checksum(seq: int, term: int, kind: int, namespace: str, payload_crc32: int)
 
 _HEAD_COLUMNS = (
     "id, uid, label, term, last_seq, incarnation, manifest, tail_bytes, damage, manifest_seq, promised_term, voted_for,"
-    " is_primary, knocked"
+    " is_primary, knocked, slots_seq"
 )
 _READ_HEADS = f"SELECT {_HEAD_COLUMNS} FROM vectors_shardhead ORDER BY id"
 _READ_HEAD = f"SELECT {_HEAD_COLUMNS} FROM vectors_shardhead WHERE id = %s"
@@ -179,6 +182,7 @@ class OpenLog:
         self._last_seq, self._term = head.last_seq, head.term
         self._bytes = 0
         self._alive: set[str] = set()
+        self._slots_seq = head.slots_seq
         # What is seldom changed, by the field of the head; None where an append of the primary is all that happens.
         self._changes: dict[str, Any] | None = None
 
@@ -203,6 +207,15 @@ class OpenLog:
         crc32 = checksum(seq, term, kind, namespace, payload_crc32)
         one(_INSERT, (self.head.shard_id, seq, term, namespace, int(kind), rows, payload, crc32, timezone.now()))
         return Position(term, seq)
+
+    def set_slots(self, epoch: int, writable: SlotSet) -> Position:
+        """Say, as the primary, in which slots clients' rows may be written from here on; raise as `add` does."""
+        operation = SetSlots(epoch, writable.packed)
+        payload = encode(operation)
+        position = self.add("", operation.kind, operation.rows, payload, zlib.crc32(payload))
+        slots_add(self.head.shard_id, position.seq, operation)
+        self._slots_seq = position.seq
+        return position
 
     def copy(self, entries: Iterable[tuple[Entry, int]]) -> None:
         """Add checked entries of the primary's log as they are, each with its number of rows; they must follow."""
@@ -270,7 +283,11 @@ class OpenLog:
     def new_head(self) -> Head:
         """The head as it is once this is committed."""
         head = self.head._replace(
-            term=self._term, last_seq=self._last_seq, tail_bytes=self.tail_bytes, **(self._changes or {})
+            term=self._term,
+            last_seq=self._last_seq,
+            tail_bytes=self.tail_bytes,
+            slots_seq=self._slots_seq,
+            **(self._changes or {}),
         )
         return head._replace(knocked=head.knocked or (head.is_primary and head.last_seq != self.head.last_seq))
 
@@ -305,10 +322,16 @@ def check_whole(head: Head) -> None:
 @contextmanager
 def append_transaction(shard_id: int) -> Iterator[OpenLog]:
     """Open a transaction with the shard's head locked; what the block adds is committed, durably, when it ends."""
-    with storage_faults(), writers_in_line(), transaction.atomic(durable=True):
-        row = one(_LOCK_HEAD if connection.features.has_select_for_update else _READ_HEAD, (shard_id,))
-        if row is None:
-            raise ShardDamaged(f"shard copy {shard_id} is not on this node")
-        log = OpenLog(Head._make(row))
+    with storage_faults(), writers_in_line(), transaction.atomic(durable=True), append_inside(shard_id) as log:
         yield log
-        log.close()
+
+
+@contextmanager
+def append_inside(shard_id: int) -> Iterator[OpenLog]:
+    """Lock the shard's head in a transaction of the caller's, who is in line, and add to its log there."""
+    row = one(_LOCK_HEAD if connection.features.has_select_for_update else _READ_HEAD, (shard_id,))
+    if row is None:
+        raise ShardDamaged(f"shard copy {shard_id} is not on this node")
+    log = OpenLog(Head._make(row))
+    yield log
+    log.close()

@@ -27,9 +27,9 @@ def namespace_follow(shard_id: int, entry: Entry, operation: Operation) -> None:
     Raise CorruptRecord for a put under a name that another namespace has: no primary writes such a log.
     """
     if isinstance(operation, NamespaceDrop):
-        Namespace.objects.filter(shard_id=shard_id, uid=entry.namespace, dropped_at__isnull=True).update(
-            dropped_at=timezone.now()
-        )
+        dropped = Namespace.objects.filter(shard_id=shard_id, uid=entry.namespace)
+        if not dropped.filter(dropped_at__isnull=True).update(dropped_at=timezone.now()) and not dropped.exists():
+            namespace_ended(shard_id, entry.namespace).save()
     elif isinstance(operation, NamespacePut):
         row = Namespace.objects.filter(shard_id=shard_id, uid=entry.namespace).first()
         if row is not None and row.dropped_at is not None:
@@ -41,6 +41,16 @@ def namespace_follow(shard_id: int, entry: Entry, operation: Operation) -> None:
             )
         known = None if row is None else _spec_of(row)
         _write(shard_id, row, _after_put(entry.namespace, known, operation))
+
+
+def namespace_ended(shard_id: int, uid: str) -> Namespace:
+    """Return a row, not saved yet, for a uid that has ended here before anything was known of it."""
+    return Namespace(shard_id=shard_id, uid=uid, name=uid, dimension=1, dropped_at=timezone.now())
+
+
+def namespaces_alive(shard_id: int) -> list[NamespaceSpec]:
+    """Return the living namespaces of a copy as its rows have them, in order of their names."""
+    return [_spec_of(row) for row in Namespace.objects.filter(shard_id=shard_id, dropped_at__isnull=True)]
 
 
 def namespaces_at(
@@ -62,10 +72,10 @@ def namespaces_at(
     return alive
 
 
-def namespaces_put_after(shard_id: int, seq: int) -> set[str]:
-    """Return the uids of the namespaces that entries after `seq` make or change."""
-    puts = LogEntry.objects.filter(shard_id=shard_id, seq__gt=seq, kind=Kind.NAMESPACE_PUT)
-    return set(puts.order_by().values_list("namespace", flat=True))
+def namespaces_changed_after(shard_id: int, seq: int) -> set[str]:
+    """Return the uids of the namespaces that entries after `seq` make, change or end."""
+    changes = LogEntry.objects.filter(shard_id=shard_id, seq__gt=seq, kind__in=_CHANGES)
+    return set(changes.order_by().values_list("namespace", flat=True))
 
 
 def namespaces_rebuild(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vectors.engine.distances import METRICS
+from vectors.engine.slots import SlotSet
 from vectors.errors import InvalidInput, LogGap, ShardDamaged
 from vectors.names import checked_namespace
 from vectors.store import log, pins
@@ -24,9 +25,12 @@ from vectors.store.log import Position
 from vectors.store.manifests import FORMAT as MANIFEST_FORMAT
 from vectors.store.manifests import ManifestRecord, read_manifest, segment_directory
 from vectors.store.segment_files import FILE_NAMES, FileStamp, SegmentRecord
+from vectors.store.slot_rows import SlotsChange, slots_at
 from vectors.store.terms import TermStart, read_terms, term_at
 
 FORMAT = 1
+FORMAT_WITH_SLOTS = 2
+"""Of an offer that says which slots may be written: a node that cannot keep to that must not take it."""
 
 _ATTEMPTS = 5
 _NAMESPACE_UID = re.compile(r"[0-9A-Za-z_-]{1,32}")
@@ -47,7 +51,8 @@ class Fence(NamedTuple):
 class SyncOffer:
     """The state at `manifest`, offered by a sender whose log goes on to `head`, with the history `terms`.
 
-    `lease` and `token` are those under which the sender works.
+    `lease` and `token` are those under which the sender works. `slots` says which slots may be written from a seq of
+    the manifest on, None where nothing was ever said of them; later entries are in the log.
     """
 
     shard: str
@@ -56,6 +61,7 @@ class SyncOffer:
     head: Position
     lease: str
     token: int
+    slots: SlotsChange | None = None
 
     @property
     def number(self) -> int:
@@ -114,8 +120,10 @@ class SyncOffer:
 
     def to_document(self) -> dict[str, Any]:
         """Return it as JSON types."""
+        slots = self.slots
         return {
-            "format": FORMAT,
+            "format": FORMAT if slots is None else FORMAT_WITH_SLOTS,
+            "slots": None if slots is None else [slots.seq, slots.epoch, slots.writable.hex()],
             "shard": self.shard,
             "number": self.number,
             "seq": self.seq,
@@ -133,7 +141,8 @@ class SyncOffer:
     def from_document(cls, document: Mapping[str, Any]) -> SyncOffer:
         """Read `to_document`'s result. Raise InvalidInput for anything else."""
         try:
-            if document["format"] != FORMAT or document["manifest"]["format"] != MANIFEST_FORMAT:
+            expected = FORMAT if document.get("slots") is None else FORMAT_WITH_SLOTS
+            if document["format"] != expected or document["manifest"]["format"] != MANIFEST_FORMAT:
                 raise InvalidInput("the offer is of another format than this node's", field="format")
             manifest = ManifestRecord.from_document(
                 document["manifest"], number=document["number"], seq=document["seq"], term=document["term"]
@@ -145,6 +154,7 @@ class SyncOffer:
                 Position(*document["head"]),
                 document["lease"],
                 document["token"],
+                _slots_of(document.get("slots")),
             )
             _check(offer)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -180,7 +190,8 @@ def offer_make(shard_id: int, lease: Lease) -> SyncOffer:
         # A term that began since the head was read is no part of this history.
         terms = [start for start in read_terms(shard_id) if start.first_seq <= max(head.last_seq, 1)]
         manifest = read_manifest(shard_id, head.manifest)
-        return SyncOffer(head.uid, manifest, terms, head.position, lease.name, lease.token)
+        slots = slots_at(shard_id, manifest.seq)
+        return SyncOffer(head.uid, manifest, terms, head.position, lease.name, lease.token, slots)
     raise LogGap(f"checkpoints of shard copy {shard_id} overtook {_ATTEMPTS} attempts to offer it")
 
 
@@ -198,13 +209,24 @@ def checked_path(path: str) -> str:
     return path
 
 
+def _slots_of(part: Any) -> SlotsChange | None:
+    if part is None:
+        return None
+    seq, epoch, writable = part
+    return SlotsChange(seq, epoch, SlotSet(bytes.fromhex(writable)).packed)
+
+
 def _check(offer: SyncOffer) -> None:
     numbers = [offer.number, offer.seq, offer.term, offer.token, *offer.head]
     numbers += [number for start in offer.terms for number in start]
+    if offer.slots is not None:
+        numbers += offer.slots[:2]
     if type(offer.lease) is not str or not all(type(number) is int and 0 <= number < 1 << 63 for number in numbers):
         raise ValueError("a number is out of range")
     if not _SEGMENT_UID.fullmatch(offer.shard) or offer.head.seq < offer.seq or offer.head.term < offer.term:
         raise ValueError("shard or position")
+    if offer.slots is not None and not 0 < offer.slots.seq <= offer.seq:
+        raise ValueError("slots of another seq than the manifest's")
     if (
         not offer.terms
         or offer.terms[0].first_seq != 1

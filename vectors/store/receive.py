@@ -4,7 +4,7 @@ Preconditions: none; any process may do this at any time, and several may be giv
 1. without a lock, where the copy has all of the slice already, answer that;
 2. check the slice by itself: seqs without gaps, terms that follow one another, each entry's checksum and form;
 3. in an append transaction, refuse a term that is over, a gap, and other entries than this copy's; note the sender's
-   term as promised; add what is not there yet, with namespaces and terms, and move the head over it.
+   term as promised; add what is not there yet, with namespaces, terms and slots, and move the head over it.
 Afterwards this copy's log is a prefix of the sender's, at least up to the position answered. Raising, nothing was
 added, but a newer term may have been noted: the older ones are refused from then on.
 """
@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 
 from django.conf import settings
 
-from vectors.engine.operations import Operation, StartTerm
+from vectors.engine.operations import Operation, SetSlots, StartTerm
 from vectors.errors import CheckpointBehind, CorruptRecord, LogGap, LogMismatch, MLVectorDBError, NotPrimary
 from vectors.store import log
 from vectors.store.log import START, Entry, Position
 from vectors.store.namespace_rows import namespace_follow
+from vectors.store.slot_rows import slots_add
 from vectors.store.statements import every
 from vectors.store.terms import History, TermStart, read_terms, stale_term, term_add, term_at
 
@@ -147,6 +148,8 @@ def _add(open_log: log.OpenLog, before: Position, slice_: Sequence[_Checked]) ->
             term_add(head.shard_id, TermStart(entry.term, entry.seq))
             last_term = entry.term
         namespace_follow(head.shard_id, entry, operation)
+        if isinstance(operation, SetSlots):
+            slots_add(head.shard_id, entry.seq, operation)
     open_log.copy((entry, operation.rows) for entry, operation in added)
     return None
 

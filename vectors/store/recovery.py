@@ -25,6 +25,7 @@ from vectors.store import log
 from vectors.store.faults import storage_faults
 from vectors.store.manifests import ManifestRecord, read_manifest, segment_directory
 from vectors.store.segment_files import open_segment
+from vectors.store.slot_rows import slots_at
 
 logger = logging.getLogger(__name__)
 
@@ -139,13 +140,16 @@ def _open(head: log.Head, *, budget: ColumnBudget | None, progress: Progress | N
     try:
         manifest = read_manifest(head.shard_id, head.manifest)
     except CorruptSegment as error:
-        opened = OpenShard(head, ManifestRecord(number=head.manifest), ShardEngine(seq=head.last_seq, budget=budget))
+        lost_engine = ShardEngine(seq=head.last_seq, slots_epoch=_slots_epoch(head, head.last_seq), budget=budget)
+        opened = OpenShard(head, ManifestRecord(number=head.manifest), lost_engine)
         note_damage(opened, "manifest", error.message)
         note_damage(opened, "log", {"seq": 0, "last_seq": head.last_seq, "reason": "no manifest to replay it on"})
         return opened
     if progress is not None:
         progress.total, progress.done = manifest.size_bytes + head.tail_bytes, 0
-    engine = ShardEngine(term=manifest.term, seq=manifest.seq, budget=budget)
+    engine = ShardEngine(
+        term=manifest.term, seq=manifest.seq, slots_epoch=_slots_epoch(head, manifest.seq), budget=budget
+    )
     opened = OpenShard(head, manifest, engine)
     lost = []
     for uid, record in manifest.namespaces.items():
@@ -177,3 +181,9 @@ def _open(head: log.Head, *, budget: ColumnBudget | None, progress: Progress | N
     if lost:
         note_damage(opened, "segments", lost)
     return opened
+
+
+def _slots_epoch(head: log.Head, seq: int) -> int:
+    """Return the epoch at which the slots were last changed up to `seq`: the entry that said so may be pruned."""
+    change = slots_at(head.shard_id, seq) if head.slots_seq else None
+    return 0 if change is None else change.epoch

@@ -21,6 +21,7 @@ from django.conf import settings
 
 from vectors.engine.operations import StartTerm, encode
 from vectors.errors import StaleTerm
+from vectors.models import MoveCursor
 from vectors.store import log
 from vectors.store.faults import storage_faults
 from vectors.store.log import START, Position
@@ -160,6 +161,8 @@ def term_begin(open_log: log.OpenLog, term: int) -> Position:
     payload = encode(operation)
     position = open_log.add("", operation.kind, operation.rows, payload, zlib.crc32(payload))
     term_add(head.shard_id, TermStart(term, position.seq))
+    # Cursors are not in the log: one of an earlier term may speak of rows that this copy has lost since.
+    MoveCursor.objects.filter(shard_id=head.shard_id).delete()
     logger.info("term_started shard=%s term=%d seq=%d", head.label, term, position.seq)
     return position
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -14,7 +14,7 @@ from vectors.engine import ids
 from vectors.engine.digest import view_digest
 from vectors.engine.distances import squared_norms
 from vectors.engine.namespace import NamespaceEngine
-from vectors.engine.operations import StartTerm
+from vectors.engine.operations import SetSlots, StartTerm
 from vectors.engine.parts import FrozenPart
 from vectors.errors import CorruptRecord, CorruptSegment
 from vectors.models import LogEntry, Manifest, Namespace, ShardHead
@@ -22,6 +22,7 @@ from vectors.store import log, recovery
 from vectors.store.log import START
 from vectors.store.manifests import read_manifest, segment_directory
 from vectors.store.segment_files import check_file
+from vectors.store.slot_rows import SlotsChange, slots_changes
 from vectors.store.terms import History, TermStart, read_terms, term_at
 
 _CHUNK_ROWS = 8192
@@ -100,6 +101,9 @@ def _check_terms(head: log.Head, history: History) -> Iterator[str]:
 def _check_log(head: log.Head, history: History, result: Verification) -> Iterator[str]:
     manifest_seq = head.manifest_seq
     starts = set(history)
+    changes = {change.seq: change for change in slots_changes(head.shard_id, through=head.last_seq)}
+    if max(changes, default=0) != head.slots_seq:
+        yield f"the head has slots since seq {head.slots_seq}, the newest noted is of {max(changes, default=0)}"
     expected: int | None = None
     last_term = 0
     for entry in log.read_after(head.shard_id, 0, through=head.last_seq):
@@ -122,6 +126,9 @@ def _check_log(head: log.Head, history: History, result: Verification) -> Iterat
                 yield f"log entry {entry.seq} {'does not begin' if is_start else 'begins'} term {entry.term}"
             elif isinstance(operation, StartTerm) and operation.after != before:
                 yield f"log entry {entry.seq} follows term {operation.after}, the log before it is of term {before}"
+            said = SlotsChange(entry.seq, *astuple(operation)) if isinstance(operation, SetSlots) else None
+            if changes.get(entry.seq) != said:
+                yield f"log entry {entry.seq} says something else of writable slots than what is noted of it"
         expected, last_term = entry.seq + 1, entry.term
         result.entries += 1
     if (expected or manifest_seq + 1) <= head.last_seq:
