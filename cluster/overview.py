@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any
 
 from django.conf import settings
 
-from cluster.models import HealthCheck, Move, Placement, Replica, ReplicaCopy
+from cluster.models import HealthCheck, Move, Placement, Replica, ReplicaCopy, Shard, ShardCopy
 from cluster.node_urls import own_url
 from cluster.replication.quorum import PRIMARY
-from cluster.states import CopyState, Membership, PeerHealth
+from cluster.services.shard_replicas import copies_of_one_shard
+from cluster.states import CopyState, Membership, PeerHealth, ShardState
 from cluster.topology import CopyView, PlacementView, ShardView, TopologyView, topology
 from mlvdb_site.heartbeats import BEAT, process_states, process_warnings, worker_name
+from vectors.engine.slots import SlotSet
 from vectors.models import ShardHead
 
 #: From the one that says least of all copies of a replica to the one that says most.
@@ -34,7 +37,7 @@ def replication_info() -> dict[str, Any]:
     }
     own = {"node": settings.MLVDB_NODE_ID, "url": own_url(), "cluster": picture.cluster, "epoch": picture.epoch}
     if picture.is_owner:
-        replicas = _registered()
+        replicas = _registered() | {copy.name: _elsewhere(copy) for copy in copies_of_one_shard()}
         return {
             "role": "primary",
             "primary_replica": PRIMARY,
@@ -73,7 +76,9 @@ def storage_section() -> dict[str, Any] | None:
             "state": placement.state.value,
             "epoch": picture.epoch,
         }
-    replicas = {copy.name: copy for shard in picture.shards.values() for copy in shard.copies}
+    # Copies of other nodes' shards that this one keeps have replicas of their own.
+    own = [shard for shard in picture.shards.values() if shard.placement is None]
+    replicas = {copy.name: copy for shard in own for copy in shard.copies}
     return {
         "role": "primary",
         "total_replicas": len(replicas),
@@ -117,6 +122,22 @@ def move_view(move: Move) -> dict[str, Any]:
         "bytes_total": move.bytes_total,
         "eta_s": None if move.eta_s is None else round(move.eta_s, 1),
         "error": move.error or None,
+        "paused": move.paused,
+        "cancelled": move.cancelled,
+        "actor": move.actor or None,
+        "steps": [
+            {
+                "source": step.source.label,
+                "target": step.target.label,
+                "slots": len(SlotSet(bytes(step.slots))),
+                "phase": step.phase,
+                "rows_done": step.rows_done,
+                "rows_total": step.rows_total,
+                "closed_s": step.state.get("closed_s"),
+                "error": step.error or None,
+            }
+            for step in move.steps.select_related("source", "target")
+        ],
         "started_at": move.started_at.isoformat(),
         "ended_at": None if move.ended_at is None else move.ended_at.isoformat(),
     }
@@ -125,20 +146,29 @@ def move_view(move: Move) -> dict[str, Any]:
 def health_history(*, replica: str = "", limit: int) -> dict[str, list[dict[str, Any]]]:
     """Return {replica: its newest probes, oldest first}."""
     replicas = Replica.objects.filter(name=replica) if replica else Replica.objects.all()
-    history = {}
-    for row in replicas:
-        checks = list(HealthCheck.objects.filter(replica=row)[:limit])
-        history[row.name] = [
-            {
-                "at": check.at.isoformat(),
-                "ok": check.ok,
-                "health": check.health,
-                "took_ms": check.took_ms,
-                "error": check.error or None,
-            }
-            for check in reversed(checks)
-        ]
-    return history
+    return {row.name: _probes(HealthCheck.objects.filter(replica=row)[:limit]) for row in replicas}
+
+
+def shard_history(*, shard: str = "", limit: int) -> dict[str, list[dict[str, Any]]]:
+    """Return {shard: the newest probes of its node, oldest first}; those of this node have none."""
+    shards = Shard.objects.exclude(state=ShardState.REMOVED)
+    return {
+        row.label: _probes(HealthCheck.objects.filter(shard=row)[:limit])
+        for row in (shards.filter(label=shard) if shard else shards)
+    }
+
+
+def _probes(newest_first: Iterable[HealthCheck]) -> list[dict[str, Any]]:
+    return [
+        {
+            "at": check.at.isoformat(),
+            "ok": check.ok,
+            "health": check.health,
+            "took_ms": check.took_ms,
+            "error": check.error or None,
+        }
+        for check in reversed(list(newest_first))
+    ]
 
 
 def _registered() -> dict[str, dict[str, Any]]:
@@ -183,6 +213,37 @@ def _replica(replica: Replica, copies: list[ReplicaCopy], heads: dict[str, Shard
         "lag": sum(shard["lag"] for shard in shards.values()),
         "last_error": replica.last_error or None,
         "shards": shards,
+    }
+
+
+def _elsewhere(copy: ShardCopy) -> dict[str, Any]:
+    """Return a replica of one shard on another node, as that node told of it in its last probe."""
+    lag = max(0, copy.shard.head_seq - copy.seq)
+    return {
+        "url": copy.url,
+        "node": copy.node or None,
+        "version": None,
+        "is_healthy": PeerHealth(copy.health).is_routable,
+        "health": copy.health,
+        "last_health_check": None if copy.checked_at is None else copy.checked_at.isoformat(),
+        "is_primary": False,
+        "state": copy.state,
+        "member": copy.membership == Membership.MEMBER,
+        "membership": copy.membership,
+        "paused": False,
+        "applied_seq": copy.seq,
+        "lag": lag,
+        "in_sync": copy.in_sync,
+        "last_error": copy.last_error or None,
+        "shards": {
+            copy.shard.label: {
+                "state": copy.state,
+                "membership": copy.membership,
+                "applied_seq": copy.seq,
+                "applied_term": copy.term,
+                "lag": lag,
+            }
+        },
     }
 
 

@@ -1,4 +1,4 @@
-"""States of replicas' copies, of peers and of moves: predicates, and the tables of legal transitions. Pure.
+"""States of replicas' copies, of shards, of peers and of moves: predicates, and the tables of legal transitions. Pure.
 
 Nobody compares states elsewhere: code asks a state what it may do, and changes it by compare-and-set through `allowed`.
 """
@@ -119,12 +119,84 @@ HEALTH_TRANSITIONS: Mapping[PeerHealth, frozenset[PeerHealth]] = {
 }
 
 
+class ShardState(StrEnum):
+    """What a shard is in the registry of its coordinator.
+
+    NEW: registered; its node has not taken its assignment yet, and it owns no slots. ACTIVE: owns slots, or may be
+    given some. DRAINING: gives its slots away and is removed when it has none. REFUSED: its node will not take the
+    assignment; waits for a person or a changed node. REMOVED: no shard any more; its node has yet to be told.
+    """
+
+    NEW = "new"
+    ACTIVE = "active"
+    DRAINING = "draining"
+    REFUSED = "refused"
+    REMOVED = "removed"
+
+    @property
+    def is_shard(self) -> bool:
+        """Whether it is one of the cluster's shards, for people and for requests."""
+        return self is not ShardState.REMOVED
+
+    @property
+    def may_own(self) -> bool:
+        """Whether it may own slots, so that requests are routed to it."""
+        return self in (ShardState.ACTIVE, ShardState.DRAINING)
+
+    @property
+    def is_target(self) -> bool:
+        """Whether plans give it slots."""
+        return self is ShardState.ACTIVE
+
+
+SHARD_TRANSITIONS: Mapping[ShardState, frozenset[ShardState]] = {
+    ShardState.NEW: frozenset({ShardState.ACTIVE, ShardState.REFUSED, ShardState.REMOVED}),
+    ShardState.ACTIVE: frozenset({ShardState.DRAINING, ShardState.REMOVED}),
+    ShardState.DRAINING: frozenset({ShardState.ACTIVE, ShardState.REMOVED}),
+    ShardState.REFUSED: frozenset({ShardState.NEW, ShardState.ACTIVE, ShardState.REMOVED}),
+    ShardState.REMOVED: frozenset(),
+}
+
+
+class FailoverState(StrEnum):
+    """Whether another copy of a shard is to take the place of its node.
+
+    RUNNING: one is looked for and promoted; requests wait for it. STUCK: none could be, and that is tried again;
+    requests are refused. In both nothing that the shard's node answers to a write counts.
+    """
+
+    NONE = ""
+    RUNNING = "running"
+    STUCK = "stuck"
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether what the shard's node answers to a write does not count."""
+        return self is not FailoverState.NONE
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether requests wait for its end."""
+        return self is FailoverState.RUNNING
+
+
 class MovePhase(StrEnum):
-    """How far a move is. A full sync: PLANNED → COPYING (segments) → FOLLOWING (the tail) → DONE."""
+    """How far a move is.
+
+    A full sync: PLANNED → COPYING (segments) → FOLLOWING (the tail) → DONE. A step of a move of slots: PLANNED →
+    COPYING (rows) → FOLLOWING (the source's log) → CLOSING (no writes to its slots) → SWITCHING (the target opens them,
+    the slots change owner) → CLEANING (what the source still has goes) → DONE. REOPENING: a close that failed is taken
+    back, and the step follows again. UNDOING: a cancelled step's rows go from the target.
+    """
 
     PLANNED = "planned"
     COPYING = "copying"
     FOLLOWING = "following"
+    CLOSING = "closing"
+    REOPENING = "reopening"
+    SWITCHING = "switching"
+    CLEANING = "cleaning"
+    UNDOING = "undoing"
     DONE = "done"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -134,6 +206,25 @@ class MovePhase(StrEnum):
         """Whether nothing more will happen."""
         return self in (MovePhase.DONE, MovePhase.FAILED, MovePhase.CANCELLED)
 
+    @property
+    def may_be_cancelled(self) -> bool:
+        """Whether its slots are sure to be with their source still, so that what was done can be undone."""
+        return self in (MovePhase.PLANNED, MovePhase.COPYING, MovePhase.FOLLOWING)
+
+
+STEP_TRANSITIONS: Mapping[MovePhase, frozenset[MovePhase]] = {
+    MovePhase.PLANNED: frozenset({MovePhase.COPYING, MovePhase.CANCELLED, MovePhase.FAILED}),
+    MovePhase.COPYING: frozenset({MovePhase.FOLLOWING, MovePhase.UNDOING}),
+    MovePhase.FOLLOWING: frozenset({MovePhase.COPYING, MovePhase.CLOSING, MovePhase.UNDOING}),
+    MovePhase.CLOSING: frozenset({MovePhase.SWITCHING, MovePhase.REOPENING}),
+    MovePhase.REOPENING: frozenset({MovePhase.FOLLOWING, MovePhase.COPYING}),
+    MovePhase.SWITCHING: frozenset({MovePhase.CLEANING, MovePhase.REOPENING}),
+    MovePhase.CLEANING: frozenset({MovePhase.DONE}),
+    MovePhase.UNDOING: frozenset({MovePhase.CANCELLED, MovePhase.FAILED}),
+    MovePhase.DONE: frozenset(),
+    MovePhase.FAILED: frozenset(),
+    MovePhase.CANCELLED: frozenset(),
+}
 
 MOVE_TRANSITIONS: Mapping[MovePhase, frozenset[MovePhase]] = {
     MovePhase.PLANNED: frozenset(
@@ -149,7 +240,7 @@ MOVE_TRANSITIONS: Mapping[MovePhase, frozenset[MovePhase]] = {
 
 def allowed(table: Mapping[Any, frozenset[Any]], old: StrEnum, new: StrEnum) -> bool:
     """Return whether a transition is in its table; staying is always allowed."""
-    return old == new or new in table[old]
+    return old == new or new in table.get(old, frozenset())
 
 
 def choices(states: type[StrEnum]) -> list[tuple[str, str]]:

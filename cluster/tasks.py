@@ -8,8 +8,19 @@ import socket
 from celery import shared_task
 
 from cluster.health.rounds import run_round
+from cluster.health.shards import run_shard_round
 from cluster.replication import digests
-from cluster.services import entropy, joining, promotion, shipping
+from cluster.services import (
+    entropy,
+    failover,
+    joining,
+    move_running,
+    placements,
+    promotion,
+    sharding_assignments,
+    shipping,
+)
+from cluster.services import sharding_sweep as sharding_sweep_service
 from mlvdb_site.celery import publish
 
 
@@ -37,16 +48,52 @@ def replication_join() -> None:
     joining.replication_look_after()
 
 
+@shared_task(name="cluster.tasks.replication_push")
+def replication_push() -> None:
+    """Send the placements that were not acknowledged."""
+    placements.placements_push()
+
+
 @shared_task(name="cluster.tasks.replication_stand")
 def replication_stand(shard_uid: str) -> None:
     """Win the right to write back for a shard whose primary has promised a newer term."""
     promotion.stand_if_fenced(shard_uid)
 
 
+@shared_task(name="cluster.tasks.sharding_sweep")
+def sharding_sweep() -> None:
+    """Bring to its end what is due of shards, assignments and namespaces."""
+    sharding_sweep_service.sharding_look_after()
+
+
+@shared_task(name="cluster.tasks.sharding_failover")
+def sharding_failover(shard_id: int) -> None:
+    """Find the primary of a shard on another node, and have a copy become it where it is dead."""
+    failover.shard_look(shard_id)
+
+
+@shared_task(name="cluster.tasks.assignments_push")
+def assignments_push() -> None:
+    """Tell the nodes of shards what has changed."""
+    sharding_assignments.assignments_push()
+
+
+@shared_task(name="cluster.tasks.moves_run")
+def moves_run() -> None:
+    """Bring the moves of slots that were asked for as far as they come."""
+    move_running.moves_run()
+
+
 @shared_task(name="cluster.tasks.health_replicas")
 def health_replicas() -> None:
     """Probe every replica of this node's registry, all at once."""
     run_round()
+
+
+@shared_task(name="cluster.tasks.health_shards")
+def health_shards() -> None:
+    """Probe the nodes of all shards of this coordinator, all at once."""
+    run_shard_round()
 
 
 @shared_task(name="cluster.tasks.verify_replica")

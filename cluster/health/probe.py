@@ -7,11 +7,11 @@ answers, but is not the one it should be, has failed the probe: its `code` and `
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from cluster.services.candidates import STATUS_PATH, Host, check_candidate
+from cluster.services.candidates import STATUS_PATH, Host
 from cluster.transport.client import peer_client
 from cluster.transport.errors import PeerError, PeerRejected
 from vectors.errors import MLVectorDBError
@@ -26,6 +26,11 @@ class ShardStatus(NamedTuple):
     promised_term: int
     damage: bool
     quarantined: bool
+    rows: int = 0
+    size_bytes: int = 0
+    cluster: str = ""
+    epoch: int = 0
+    copies: Any = ()
 
     @property
     def position(self) -> tuple[int, int]:
@@ -44,6 +49,16 @@ class NodeStatus:
     epoch: int
     is_owner: bool
     shards: Mapping[str, ShardStatus] = field(default_factory=dict)
+
+    def cluster_of(self, shard_uid: str) -> str:
+        """Return the cluster that its copy of a shard belongs to: the node's own, but for a shard of its cluster's."""
+        shard = self.shards.get(shard_uid)
+        return self.cluster if shard is None else shard.cluster or self.cluster
+
+    def epoch_of(self, shard_uid: str) -> int:
+        """Return the epoch of that cluster as the node knows it."""
+        shard = self.shards.get(shard_uid)
+        return self.epoch if shard is None or not shard.cluster else shard.epoch
 
     @classmethod
     def of(cls, document: Any) -> NodeStatus:
@@ -91,17 +106,18 @@ class Question:
         }
 
 
-def probe(url: str, question: Question, *, name: str, expected_node: str = "", timeout_s: float) -> Probe:
-    """Probe the replica `name` at `url`; never raises for what the peer does."""
+def probe(url: str, body: Mapping[str, Any], *, check: Callable[[Mapping[str, Any]], None], timeout_s: float) -> Probe:
+    """Probe the node at `url`; never raises for what the peer does.
+
+    `check` is given what the node says of itself and raises what speaks against it.
+    """
     began = time.monotonic()
     status: NodeStatus | None = None
     code = error = ""
     try:
-        answer = peer_client().json(
-            url, "POST", STATUS_PATH, json=question.body, timeout_s=timeout_s, even_if_silent=True
-        )
+        answer = peer_client().json(url, "POST", STATUS_PATH, json=dict(body), timeout_s=timeout_s, even_if_silent=True)
         status = NodeStatus.of(answer)
-        check_candidate(question.host, url, answer, name=name, expected_node=expected_node)
+        check(answer)
     except PeerRejected as rejected:
         code, error = rejected.peer_code, rejected.message
     except MLVectorDBError as refusal:
@@ -127,6 +143,11 @@ def _shard(document: Any) -> ShardStatus:
         promised_term=_whole(document["promised_term"]),
         damage=bool(document.get("damage")),
         quarantined=bool(document.get("quarantined")),
+        rows=_whole(document.get("rows", 0)),
+        size_bytes=_whole(document.get("size_bytes", 0)),
+        cluster=str(document.get("cluster") or ""),
+        epoch=_whole(document.get("epoch", 0)),
+        copies=document.get("copies", []),
     )
 
 

@@ -1,4 +1,4 @@
-"""A health round: every replica is probed, all at once, and what the answers mean is written down.
+"""A health round: every replica, or every shard's node, is probed, all at once, and what the answers mean is written.
 
 Beat starts a round at an interval that the admin can change. Within a round a probe that failed is repeated, and so is
 the first good one of a dead node, until the detector is certain: so a death is known within one interval + 3 s. Probes
@@ -11,9 +11,9 @@ from __future__ import annotations
 import logging
 import queue
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from django.conf import settings
 from django.db import DatabaseError
@@ -22,8 +22,8 @@ from cluster.health.consequences import heed
 from cluster.health.detector import detect, is_settled
 from cluster.health.probe import Probe, Question, probe
 from cluster.health.samples import check_of, detection_of, history_write, probing, sample_record
-from cluster.models import HealthCheck, Replica
-from cluster.services.candidates import host_now
+from cluster.models import HealthCheck, Replica, Shard
+from cluster.services.candidates import check_candidate, host_now
 from cluster.topology import topology
 from vectors.errors import MLVectorDBError
 from vectors.models import ShardHead
@@ -36,8 +36,45 @@ REPEAT_EVERY_S = 0.9
 _AT_ONCE = 64
 
 
+class Patient(Protocol):
+    """A peer whose health is looked after: how it is probed, and what an answer of it means besides."""
+
+    @property
+    def row(self) -> Replica | Shard:
+        """Its row as it was read."""
+
+    def probe(self) -> Probe:
+        """Ask it how it is; touches no row."""
+
+    def heed(self, found: Probe) -> None:
+        """Act on what it said."""
+
+
+class ReplicaPatient:
+    """A replica of this node."""
+
+    def __init__(self, row: Replica, question: Question) -> None:
+        self.row = row
+        self._question = question
+
+    def probe(self) -> Probe:
+        """Ask it how it is."""
+        return probe(
+            self.row.url,
+            self._question.body,
+            check=lambda status: check_candidate(
+                self._question.host, self.row.url, status, name=self.row.name, expected_node=self.row.node
+            ),
+            timeout_s=settings.MLVDB_PROBE_TIMEOUT_S,
+        )
+
+    def heed(self, found: Probe) -> None:
+        """Act on what it said."""
+        heed(self.row, found, self._question)
+
+
 class _Sample(NamedTuple):
-    replica: Replica
+    patient: Patient
     probe: Probe
 
 
@@ -47,84 +84,90 @@ class Round:
     timer: Callable[[], float] = staticmethod(time.monotonic)
     pause: Callable[[float], None] = staticmethod(time.sleep)
 
-    def __init__(self, replicas: Sequence[Replica]) -> None:
-        self._replicas = replicas
-        self._question = question_now()
+    def __init__(self, patients: Sequence[Patient]) -> None:
+        self._patients = patients
         self._samples: queue.SimpleQueue[_Sample | None] = queue.SimpleQueue()
 
     def run(self) -> None:
         """Probe, write, and return when every peer is settled."""
-        if not self._replicas:
+        if not self._patients:
             return
         checks: list[HealthCheck] = []
-        with ThreadPoolExecutor(min(_AT_ONCE, len(self._replicas)), thread_name_prefix="probe") as pool:
-            for replica in self._replicas:
-                pool.submit(self._watch, replica)
-            for _ in self._replicas:
+        with ThreadPoolExecutor(min(_AT_ONCE, len(self._patients)), thread_name_prefix="probe") as pool:
+            for patient in self._patients:
+                pool.submit(self._watch, patient)
+            for _ in self._patients:
                 while (sample := self._samples.get()) is not None:
-                    checks += _record(sample.replica, sample.probe, self._question)
+                    checks += _record(sample.patient, sample.probe)
         history_write(checks)
 
-    def _watch(self, replica: Replica) -> None:
+    def _watch(self, patient: Patient) -> None:
         """Take samples of one peer until they are certain."""
         try:
-            detection = detection_of(replica)
+            detection = detection_of(patient.row)
             while True:
                 began = self.timer()
-                found = _probe(replica, self._question)
-                self._samples.put(_Sample(replica, found))
+                found = _probe(patient)
+                self._samples.put(_Sample(patient, found))
                 detection = detect(detection, ok=found.ok)
                 if is_settled(detection, ok=found.ok):
                     return
                 self.pause(max(0.0, REPEAT_EVERY_S - (self.timer() - began)))
         except Exception:
-            logger.exception("probe_failed replica=%s", replica.name)
+            logger.exception("probe_failed peer=%s", patient.row)
         finally:
             self._samples.put(None)
 
 
 def run_round() -> None:
     """Probe all replicas of this node's registry; a node without any does nothing."""
-    Round(list(Replica.objects.all())).run()
+    Round(_patients(Replica.objects.all())).run()
 
 
 def probe_now(replicas: Sequence[Replica]) -> dict[str, bool]:
     """Probe some replicas once, at once, and return {name: whether it answered as it should}; each is a sample."""
-    if not replicas:
+    return probe_each(_patients(replicas))
+
+
+def probe_each(patients: Sequence[Patient]) -> dict[str, bool]:
+    """Probe some peers once, at once, and return {name: whether it answered as it should}; each is a sample."""
+    if not patients:
         return {}
-    question = question_now()
     checks: list[HealthCheck] = []
     answered: dict[str, bool] = {}
-    with ThreadPoolExecutor(min(_AT_ONCE, len(replicas)), thread_name_prefix="probe") as pool:
-        for replica, found in zip(replicas, pool.map(lambda replica: _probe(replica, question), replicas), strict=True):
-            answered[replica.name] = found.ok
-            checks += _record(replica, found, question)
+    with ThreadPoolExecutor(min(_AT_ONCE, len(patients)), thread_name_prefix="probe") as pool:
+        for patient, found in zip(patients, pool.map(_probe, patients), strict=True):
+            answered[str(patient.row)] = found.ok
+            checks += _record(patient, found)
     history_write(checks)
     return answered
 
 
-def _probe(replica: Replica, question: Question) -> Probe:
+def _patients(replicas: Iterable[Replica]) -> list[ReplicaPatient]:
+    rows = list(replicas)
+    if not rows:
+        return []
+    question = question_now()
+    return [ReplicaPatient(row, question) for row in rows]
+
+
+def _probe(patient: Patient) -> Probe:
     with probing():
-        return probe(
-            replica.url,
-            question,
-            name=replica.name,
-            expected_node=replica.node,
-            timeout_s=settings.MLVDB_PROBE_TIMEOUT_S,
-        )
+        return patient.probe()
 
 
-def _record(replica: Replica, found: Probe, question: Question) -> list[HealthCheck]:
-    """Write what a probe has found; return its history row, none when the replica is gone."""
-    change = sample_record(replica.pk, ok=found.ok, error=found.error)
+def _record(patient: Patient, found: Probe) -> list[HealthCheck]:
+    """Write what a probe has found; return its history row, none when the peer is gone."""
+    row = patient.row
+    change = sample_record(row.pk, ok=found.ok, error=found.error, kind=type(row), url=row.url)
     if change is None:
         return []
     try:
-        heed(replica, found, question)
+        patient.heed(found)
     except (DatabaseError, MLVectorDBError) as error:
         # The other peers' samples must be written all the same; the next round sees the same answer again.
-        logger.warning("answer_not_heeded replica=%s error=%s", replica.name, error)
-    return [check_of(replica.pk, found, change)]
+        logger.warning("answer_not_heeded peer=%s error=%s", row, error)
+    return [check_of(row, found, change)]
 
 
 def question_now() -> Question:

@@ -7,6 +7,7 @@ sweep knocks for whatever lags. It never delays a write: a thread of the process
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -23,6 +24,13 @@ from vectors.store import log
 logger = logging.getLogger(__name__)
 
 SHIP_TASK = "cluster.tasks.replication_ship"
+FAILOVER_TASK = "cluster.tasks.sharding_failover"
+
+SHARD_HEALTH_TASK = "cluster.tasks.health_shards"
+
+_LOOK_EVERY_S = 1.0
+_PROBE_EVERY_S = 3.0
+"""About as long as a round of probes of a node that is silent."""
 
 _BROKER_AWAY_S = 1.0
 """How long to wait with taking a knock back: while the broker is away, each would cost the next write a commit."""
@@ -31,6 +39,30 @@ _BROKER_AWAY_S = 1.0
 def knock(shard_uid: str) -> None:
     """Have a ship task published for every replica of a shard, soon; returns at once and never raises."""
     _knocker_of_this_process().knock(shard_uid)
+
+
+def failover_knock(number: int) -> None:
+    """Have the primary of a shard on another node looked for, soon: the node that was has said that it is not it.
+
+    Once in a second for each process; never raises.
+    """
+    now = time.monotonic()
+    if now - _looked_at.get(number, -_LOOK_EVERY_S) >= _LOOK_EVERY_S:
+        _looked_at[number] = now
+        publish(FAILOVER_TASK, number)
+
+
+def silence_knock() -> None:
+    """Have the nodes of shards probed soon: one of them gave no answer in time. Seldom, and never raises."""
+    global _probed_at
+    now = time.monotonic()
+    if now - _probed_at >= _PROBE_EVERY_S:
+        _probed_at = now
+        publish(SHARD_HEALTH_TASK)
+
+
+_looked_at: dict[int, float] = {}
+_probed_at = -math.inf
 
 
 def checkpoint_knock(shard_uid: str) -> None:
@@ -46,11 +78,22 @@ class Knocker:
         self._wanted: set[tuple[str, bool]] = set()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """Publish no more: the thread ends before this returns. What was not published yet is left to the sweep."""
+        with self._changed:
+            self._stopped.set()
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join()
 
     def knock(self, shard_uid: str, *, checkpoint: bool = False) -> None:
         """Note that a shard has news, or a long tail, and see to it that the thread runs."""
         with self._changed:
             self._wanted.add((shard_uid, checkpoint))
+            if self._stopped.is_set():
+                return
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._run, name="knocks", daemon=True)
                 self._thread.start()
@@ -59,8 +102,10 @@ class Knocker:
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not self._wanted:
+                while not self._wanted and not self._stopped.is_set():
                     self._changed.wait()
+                if self._stopped.is_set():
+                    return
                 wanted, self._wanted = self._wanted, set()
             try:
                 for shard_uid, checkpoint in wanted:
@@ -84,7 +129,7 @@ class Knocker:
             if copy.replica_id is not None and not copy.paused and copy.health is not PeerHealth.DEAD
         }:
             if not publish(SHIP_TASK, replica_id):
-                time.sleep(_BROKER_AWAY_S)
+                self._stopped.wait(_BROKER_AWAY_S)
                 _take_back(shard.shard_id)
                 return
 
@@ -107,6 +152,15 @@ def _knocker_of_this_process() -> Knocker:
         if _knocker is None or _knocker.process != os.getpid():
             _knocker = Knocker()
         return _knocker
+
+
+def reset() -> None:
+    """End this process's thread (tests)."""
+    global _knocker
+    with _lock:
+        current, _knocker = _knocker, None
+    if current is not None and current.process == os.getpid():
+        current.stop()
 
 
 def _forget_after_fork() -> None:

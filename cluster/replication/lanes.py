@@ -158,6 +158,16 @@ class Lane:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._pause_s = 0.0
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Serve nobody any more: the thread ends before this returns."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+            thread = self._thread
+        if thread is not None:
+            thread.join()
 
     def join(self, wait: Wait) -> None:
         """Serve a wait from now on."""
@@ -165,6 +175,9 @@ class Lane:
             self.used_at = time.monotonic()
             silent = "it is silent" if peer_client().is_silent(self.target.url) else None
             if wait.note(self.target.replica, known=self._sender.known, failure=silent):
+                return
+            if self._stopped:
+                wait.note(self.target.replica, known=None, failure="this process sends no more")
                 return
             if self._thread is None:
                 thread = threading.Thread(target=self._run, name=f"lane-{self.target.replica}", daemon=True)
@@ -195,16 +208,16 @@ class Lane:
                     self._thread = None
 
     def _next(self) -> bool:
-        """Wait for work; False when there was none for a long time."""
+        """Wait for work; False when there was none for a long time, or never will be."""
         with self._changed:
-            if self._pause_s:
+            if self._pause_s and not self._stopped:
                 self._changed.wait(self._pause_s)
-            while not self._waits:
+            while not self._waits and not self._stopped:
                 connection.close_if_unusable_or_obsolete()
                 if not self._changed.wait(_IDLE_S):
                     self._thread = None
                     return False
-            return True
+            return not self._stopped
 
     def _serve(self) -> None:
         failure: str | None = None
@@ -286,6 +299,14 @@ class Lanes:
                 lane = self._lanes[key] = Lane(target, takes_slices=copy.state.takes_slices, clock=time.monotonic())
             return lane
 
+    def stop(self) -> None:
+        """End all of them."""
+        with self._lock:
+            lanes = list(self._lanes.values())
+            self._lanes.clear()
+        for lane in lanes:
+            lane.stop()
+
     def _forget_unused(self) -> None:
         now = time.monotonic()
         for key in [key for key, lane in self._lanes.items() if now - lane.used_at > 2 * _IDLE_S]:
@@ -293,6 +314,11 @@ class Lanes:
 
 
 _lanes = Lanes()
+
+
+def reset() -> None:
+    """End the lanes of this process; those who ask next get others (tests)."""
+    _lanes.stop()
 
 
 def _forget_after_fork() -> None:

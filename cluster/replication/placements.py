@@ -3,10 +3,12 @@
     {"format": 1, "cluster", "epoch", "shard": {"uid", "label", "term"}, "role": "replica" | "detached",
      "name", "node": <of the receiver; the node's id is empty while it is not known>,
      "owner": {"node", "url"}, "primary": {"node", "url"},
-     "copies": [{"name", "node", "url", "membership", "state"}, …]}
+     "copies": [{"name", "node", "url", "membership", "state"}, …],
+     "sharding": the shards of the owner, where it has some (`cluster.sharding.placed`),
+     "assignment": what a coordinator has told the owner, where the shard is one of its (`cluster.sharding.assignment`)}
 
 The primary is among the copies, as PRIMARY; a detached receiver is not. A copy knows its siblings from here, so that
-one of them can be promoted when the owner is gone.
+one of them can be promoted when the owner is gone; and whose shard it is then.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from cluster.replication.quorum import PRIMARY
+from cluster.sharding.assignment import AssignmentDocument
+from cluster.sharding.placed import PlacedShards
 from cluster.states import CopyState, Membership
 from vectors.names import NAME_PATTERN
 
@@ -78,6 +82,8 @@ class PlacementDocument:
     owner: NodeAddress
     primary: NodeAddress
     copies: tuple[PlacedCopy, ...]
+    sharding: PlacedShards | None = None
+    assignment: AssignmentDocument | None = None
 
     @property
     def own(self) -> PlacedCopy | None:
@@ -91,6 +97,8 @@ class PlacementDocument:
 
     def to_document(self) -> dict[str, Any]:
         """Return what is sent and stored."""
+        sharding = {} if self.sharding is None else {"sharding": self.sharding.to_document()}
+        assignment = {} if self.assignment is None else {"assignment": self.assignment.to_document()}
         return {
             "format": FORMAT,
             "cluster": self.cluster,
@@ -102,6 +110,8 @@ class PlacementDocument:
             "owner": self.owner._asdict(),
             "primary": self.primary._asdict(),
             "copies": [copy.to_document() for copy in self.copies],
+            **sharding,
+            **assignment,
         }
 
     @classmethod
@@ -115,6 +125,7 @@ class PlacementDocument:
                 raise ValueError(f"no role: {document['role']!r}")
             if type(document["copies"]) is not list:
                 raise TypeError("copies are no list")
+            sharding, assignment = document.get("sharding"), document.get("assignment")
             return cls(
                 cluster=_uid(document["cluster"]),
                 epoch=_whole(document["epoch"]),
@@ -127,8 +138,10 @@ class PlacementDocument:
                 owner=_address(document["owner"]),
                 primary=_address(document["primary"]),
                 copies=tuple(PlacedCopy.of(part) for part in document["copies"]),
+                sharding=None if sharding is None else PlacedShards.of(sharding),
+                assignment=None if assignment is None else AssignmentDocument.of(assignment),
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"a placement lacks a part, or has a wrong one: {error!r}") from None
 
 

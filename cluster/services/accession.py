@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import logging
 import secrets
+from collections.abc import Sequence
 from typing import Any
 
 from django.conf import settings
 from django.db import transaction
 from django.utils import timezone
 
-from cluster.models import Move, Placement, Replica, ReplicaCopy, Topology
+from cluster.models import Assignment, Move, Placement, Replica, ReplicaCopy, Shard, Topology
 from cluster.node_urls import own_url
 from cluster.replication.election import Elected
 from cluster.replication.placements import REPLICA, NodeAddress, PlacedCopy, PlacementDocument, summary
 from cluster.replication.quorum import PRIMARY
 from cluster.services.candidates import WrongCluster
-from cluster.services.changes import Change, NotOwner, event_write, locked_topology
+from cluster.services.changes import Change, NotOwner, assignment_told, event_write, locked_topology, shards_told
+from cluster.services.succession import succession_begin, succession_end
 from cluster.services.taking import StaleEpoch, placement_write
+from cluster.sharding.assignment import AssignmentDocument
 from cluster.states import CopyState, Membership, MovePhase
 from mlvdb_site.markers import topology_changed
 from vectors.models import ShardHead
@@ -37,13 +40,22 @@ class PlacementChanged(Exception):
     """Raised when the placement under which an election was held is not the present one any more: hold it again."""
 
 
-def accede(elected: Elected, *, shard_id: int, actor: str, action: str = "promoted") -> Position:
+def accede(
+    elected: Elected,
+    *,
+    shard_id: int,
+    actor: str,
+    action: str = "promoted",
+    also: Sequence[tuple[Elected, int]] = (),
+) -> Position:
     """Become the primary of the term that was won, in one transaction; return where the term begins.
 
     The first entry of the term, the registry with all other copies (imported from the placement on a node that was a
-    replica), a newer epoch, the event, and the placements for the others are committed together. Doing it again for
-    the same term changes nothing. Raise PlacementChanged, StaleTerm when a newer term was promised in the meantime, and
-    ShardDamaged, StorageError and the like.
+    replica), a newer epoch, the event, and the placements for the others are committed together. `also` are elections
+    that were won for other shards of the cluster, each with the key of the shard's copy: who takes the place of a
+    coordinator takes all of its shards at once. Doing it again for the same terms changes nothing. Raise
+    PlacementChanged, StaleTerm when a newer term was promised in the meantime, and ShardDamaged, StorageError and the
+    like.
     """
     document = elected.document
     with log.append_transaction(shard_id) as open_log:
@@ -55,6 +67,13 @@ def accede(elected: Elected, *, shard_id: int, actor: str, action: str = "promot
         position = terms.term_begin(open_log, elected.term)
         # The registry's part reads the head as it is from now on.
         open_log.close()
+        won = [(elected, placement, position)]
+        for other, other_id in also:
+            told = Placement.objects.filter(shard=other.document.shard, epoch=other.document.epoch).first()
+            if told is None:
+                raise PlacementChanged
+            with log.append_inside(other_id) as other_log:
+                won.append((other, told, terms.term_begin(other_log, other.term)))
         change = _change(topology, actor, action, document.label)
         if placement is not None:
             change.before = summary(document.to_document())
@@ -62,11 +81,18 @@ def accede(elected: Elected, *, shard_id: int, actor: str, action: str = "promot
             if document.own is not None:
                 # The command may run while the server does not: the members know where it will be.
                 change.address = NodeAddress(settings.MLVDB_NODE_ID, document.own.url)
-            epoch = change.epoch_raise(at_least=max(topology.epoch, document.epoch) + 1)
-            _import(document, elected, epoch=epoch, head_seq=position.seq)
-            placement.delete()
+            newest = max(won, key=lambda one: one[0].document.epoch)[0].document
+            epoch = change.epoch_raise(at_least=max(topology.epoch, newest.epoch) + 1)
+            for one, told, began in won:
+                _import(one.document, one, epoch=epoch, head_seq=began.seq)
+                if told is not None:
+                    told.delete()
+            _assignment_keep(document.assignment)
+            succession_begin(topology, newest.sharding)
         change.after = _outcome(elected, position)
-        change.alarm = not elected.count.is_certain
+        if also:
+            change.after["also"] = {one.document.label: _outcome(one, began) for one, _, began in won[1:]}
+        change.alarm = not all(one.count.is_certain for one, _, _ in won)
         _finish(change)
     logger.warning(
         "acceded shard=%s term=%d seq=%d epoch=%d votes=%d needed=%d",
@@ -133,11 +159,20 @@ def demote(placement: PlacementDocument) -> bool:
                 detail={"epoch": topology.epoch, "term": head.term},
             )
         open_log.close()
-        before = {"term": head.term, "replicas": {row.name: row.url for row in Replica.objects.all()}}
+        before: dict[str, Any] = {
+            "term": head.term,
+            "replicas": {row.name: row.url for row in Replica.objects.all()},
+        }
         Move.objects.filter(ended_at=None).update(
             phase=MovePhase.CANCELLED, error="another node was made the primary", ended_at=timezone.now()
         )
         Replica.objects.all().delete()
+        _let_go_of_others(head, placement)
+        if topology.sharding_enabled:
+            before["shards"] = {row.label: row.url for row in Shard.objects.order_by("label")}
+            succession_end(topology)
+        # The new primary is the shard of that coordinator now.
+        Assignment.objects.filter(shard=placement.shard).delete()
         placement_write(placement, actor=f"node {placement.owner.node}")
         event_write(
             actor=f"node {placement.owner.node}",
@@ -155,6 +190,14 @@ def demote(placement: PlacementDocument) -> bool:
         placement.epoch,
     )
     return True
+
+
+def _let_go_of_others(head: ShardHead, placement: PlacementDocument) -> None:
+    """Take no writes in any other shard of the cluster either, inside the transaction: its placement is on its way."""
+    told = set() if placement.sharding is None else {shard.uid for shard in placement.sharding.shards}
+    for other in ShardHead.objects.filter(is_primary=True, uid__in=told).exclude(pk=head.pk):
+        with log.append_inside(other.pk) as open_log:
+            terms.release(open_log, open_log.head.term)
 
 
 def placement_adopt(placement: PlacementDocument) -> None:
@@ -194,6 +237,8 @@ def registry_document(shard_uid: str) -> PlacementDocument:
         owner=address,
         primary=address,
         copies=(PlacedCopy(PRIMARY, *address, Membership.MEMBER, CopyState.FOLLOWING), *copies),
+        sharding=shards_told(topology) if Shard.objects.filter(uid=head.uid).exists() else None,
+        assignment=assignment_told(head.uid),
     )
 
 
@@ -238,6 +283,24 @@ def _import(document: PlacementDocument, elected: Elected, *, epoch: int, head_s
                 "seq": answered.seq,
             },
         )
+
+
+def _assignment_keep(told: AssignmentDocument | None) -> None:
+    """Be the shard of the coordinator whose the former primary was; it will look for its shard, and find it here."""
+    if told is None:
+        return
+    Assignment.objects.update_or_create(
+        shard=told.shard,
+        defaults={
+            "label": told.label,
+            "cluster": told.cluster,
+            "reign": told.reign,
+            "epoch": told.epoch,
+            "coordinator_node": told.coordinator_node,
+            "coordinator_url": told.coordinator_url,
+            "slots": told.slots.packed,
+        },
+    )
 
 
 def _outcome(elected: Elected, position: Position) -> dict[str, Any]:

@@ -6,12 +6,12 @@ refuses the placement; here they are found before anything is written.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from django.conf import settings
 
-from cluster.models import Replica
+from cluster.models import Assignment, Replica
 from cluster.transport import PROTOCOL
 from cluster.transport.client import peer_client
 from cluster.transport.errors import PeerError, PeerGarbled, PeerRejected
@@ -51,7 +51,7 @@ class WrongCluster(Conflict):
 
 
 class Cycle(Conflict):
-    """Raised when a node that has replicas of its own is to become one."""
+    """Raised when a node that has replicas or shards of its own is to become one."""
 
     code = "cycle"
 
@@ -69,37 +69,44 @@ class AlreadyReplica(Conflict):
 
 
 class Host(NamedTuple):
-    """Who asks: this node, its cluster (empty where it has none yet), and the replicas it knows, by node id."""
+    """Who asks: this node, its cluster (empty where it has none yet), and the replicas it knows, by node id.
+
+    `coordinator` is the cluster of which it is a shard, empty where it is none.
+    """
 
     node: str
     cluster: str
     replicas: Mapping[str, str]
+    coordinator: str = ""
 
 
-def ask_status(url: str, *, timeout_s: float, even_if_silent: bool = False) -> dict[str, Any]:
-    """Return what the node at `url` says of itself.
+def ask_status(
+    url: str, *, timeout_s: float, even_if_silent: bool = False, field: str = "replica_url"
+) -> dict[str, Any]:
+    """Return what the node at `url` says of itself; `field` is the parameter that the URL came in.
 
     Raise NotANode when something else answers there, and the errors of `cluster.transport`.
     """
     try:
         status = peer_client().json(url, "GET", STATUS_PATH, timeout_s=timeout_s, even_if_silent=even_if_silent)
     except PeerGarbled as error:
-        raise NotANode(error.message, field="replica_url") from None
+        raise NotANode(error.message, field=field) from None
     except PeerRejected as error:
         if error.peer_status in (404, 405):
             raise NotANode(
-                f"{url} answers, but not as a node that can be a replica: {error.peer_message}", field="replica_url"
+                f"{url} answers, but not as a node that can join: {error.peer_message}", field=field
             ) from None
         raise
     if not isinstance(status.get("node"), str) or not isinstance(status.get("protocol"), int):
-        raise NotANode(f"{url} answers, but not with the status of a node", field="replica_url")
+        raise NotANode(f"{url} answers, but not with the status of a node", field=field)
     return status
 
 
 def host_now(cluster: str) -> Host:
     """Return this node as the one that asks."""
     known = Replica.objects.exclude(node="").values_list("node", "name")
-    return Host(settings.MLVDB_NODE_ID, cluster, dict(known))
+    coordinator = Assignment.objects.values_list("cluster", flat=True).first()
+    return Host(settings.MLVDB_NODE_ID, cluster, dict(known), coordinator or "")
 
 
 def check_candidate(host: Host, url: str, status: Mapping[str, Any], *, name: str, expected_node: str = "") -> None:
@@ -128,6 +135,10 @@ def check_candidate(host: Host, url: str, status: Mapping[str, Any], *, name: st
     if host.cluster and in_cluster == host.cluster:
         # One that was here before, or the primary of before a promotion, which its own node sees to.
         return
+    if host.coordinator and in_cluster == host.coordinator and (not status.get("is_owner") or held_apart(host, held)):
+        # A replica of all shards of the coordinator; it may have become the coordinator itself since.
+        return
+    check_no_shard(url, status)
     if status.get("replicas"):
         raise Cycle(f"{url} has {status['replicas']} replicas of its own: remove them there first")
     if in_cluster and not status.get("is_owner") and any(shard.get("role") == "replica" for shard in held):
@@ -140,6 +151,24 @@ def check_candidate(host: Host, url: str, status: Mapping[str, Any], *, name: st
         raise NodeHoldsRows(
             f"{url} already holds {f'{rows} rows' if rows else 'data'} of its own; a replica begins empty",
             detail={"rows": rows},
+        )
+
+
+def held_apart(host: Host, held: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a node of the coordinator's has a copy of this node's shard already. Pure."""
+    return any(shard.get("cluster") == host.cluster and shard.get("role") != "primary" for shard in held)
+
+
+def check_no_shard(url: str, status: Mapping[str, Any]) -> None:
+    """Raise Cycle for the node of a coordinator, WrongCluster for that of a coordinator's shard. Pure."""
+    if status.get("is_coordinator"):
+        raise Cycle(f"{url} has shards of its own: it is a coordinator")
+    assignment = status.get("assignment")
+    if isinstance(assignment, dict):
+        raise WrongCluster(
+            f"{url} is the shard {assignment.get('label')} of the coordinator at {assignment.get('coordinator_url')}: "
+            "remove it there first",
+            detail={"coordinator_url": assignment.get("coordinator_url")},
         )
 
 

@@ -15,12 +15,26 @@ from django.conf import settings
 from django.db import connection, transaction
 from django.utils import timezone
 
-from cluster.models import ClusterEvent, Move, PlacementPush, Replica, ReplicaCopy, Topology
+from cluster.models import (
+    Assignment,
+    ClusterEvent,
+    Move,
+    NamespaceErrand,
+    PlacementPush,
+    Replica,
+    ReplicaCopy,
+    Shard,
+    Topology,
+)
 from cluster.node_urls import own_url
 from cluster.replication.placements import DETACHED, REPLICA, NodeAddress, PlacedCopy, PlacementDocument
 from cluster.replication.quorum import PRIMARY
-from cluster.states import CopyState, Membership, MovePhase
+from cluster.sharding.assignment import AssignmentDocument
+from cluster.sharding.placed import PlacedShard, PlacedShards
+from cluster.sharding.table import SlotTable
+from cluster.states import CopyState, Membership, MovePhase, ShardState
 from mlvdb_site.markers import topology_changed
+from vectors.engine.slots import SlotSet
 from vectors.errors import Conflict
 from vectors.models import ShardHead
 from vectors.store.append_lock import writers_in_line
@@ -82,16 +96,26 @@ class Change:
     def write_pushes(self) -> None:
         """Write the placements of this epoch into the outbox."""
         copies = list(ReplicaCopy.objects.select_related("replica"))
+        shards = shards_told(self.topology) if copies else None
         for head in ShardHead.objects.filter(is_primary=True):
             mine = [copy for copy in copies if copy.shard == head.uid]
             placed = (self._primary(), *[_placed(copy) for copy in mine])
+            # A program may have copies that are no shards (`cluster.library`): whoever keeps one has all of it.
+            is_shard = shards is not None and any(shard.uid == head.uid for shard in shards.shards)
             for copy in mine:
-                self._push(copy.replica, head, REPLICA, placed)
+                self._push(copy.replica, head, REPLICA, placed, shards if is_shard else None)
             for replica, copy in self._detached:
                 if copy.shard == head.uid:
-                    self._push(replica, head, DETACHED, placed)
+                    self._push(replica, head, DETACHED, placed, None)
 
-    def _push(self, replica: Replica, head: ShardHead, role: str, placed: tuple[PlacedCopy, ...]) -> None:
+    def _push(
+        self,
+        replica: Replica,
+        head: ShardHead,
+        role: str,
+        placed: tuple[PlacedCopy, ...],
+        shards: PlacedShards | None,
+    ) -> None:
         document = PlacementDocument(
             cluster=self.topology.cluster,
             epoch=self.topology.epoch,
@@ -104,6 +128,8 @@ class Change:
             owner=self.address,
             primary=self.address,
             copies=placed,
+            sharding=shards,
+            assignment=assignment_told(head.uid),
         )
         PlacementPush.objects.update_or_create(
             url=replica.url,
@@ -121,14 +147,16 @@ class Change:
 
 
 @contextmanager
-def registry_change(*, actor: str, action: str, subject: str) -> Iterator[Change]:
+def registry_change(*, actor: str, action: str, subject: str, tells: bool = True) -> Iterator[Change]:
     """Open the transaction of a change of this node's registry; raise NotOwner when it has none.
 
     When the block ends, event and marker are written, and the outbox where the epoch was raised; after the commit what
-    is in it is sent. `Unchanged` out of the block rolls back quietly. Never inside another transaction.
+    is in it is sent, unless `tells` is false: then whoever changes has no time to lose, and sends it later (beat does
+    so too). `Unchanged` out of the block rolls back quietly. Never inside another transaction.
     """
     # Outbox and registry know of each other: what a node answers to a placement changes the registry.
     from cluster.services.placements import placements_push
+    from cluster.services.sharding_assignments import assignments_knock
 
     address = NodeAddress(settings.MLVDB_NODE_ID, own_url())
     try:
@@ -152,8 +180,57 @@ def registry_change(*, actor: str, action: str, subject: str) -> Iterator[Change
             topology_changed()
     except Unchanged:
         return
-    if change.raised:
+    if change.raised and tells:
         placements_push()
+        if change.topology.sharding_enabled:
+            assignments_knock()
+
+
+def shards_told(topology: Topology) -> PlacedShards | None:
+    """Return what replicas are told of this node's shards, None where there are none."""
+    if not topology.sharding_enabled or topology.slots is None:
+        return None
+    ended = NamespaceErrand.objects.filter(namespace__dropped_at__isnull=False).order_by("namespace__uid")
+    return PlacedShards(
+        topology.strategy,
+        SlotTable.of_bytes(bytes(topology.slots)),
+        tuple(
+            PlacedShard(
+                shard.pk,
+                shard.label,
+                shard.uid,
+                shard.url,
+                shard.node,
+                ShardState(shard.state),
+                shard.has_foreign,
+                shard.weight,
+                shard.auto_failover,
+            )
+            for shard in Shard.objects.order_by("label")
+            # The node of a removed one has yet to be told, by whoever is the coordinator then.
+            if ShardState(shard.state).is_shard or not (shard.is_local or shard.released)
+        ),
+        topology.reign,
+        tuple(ended.values_list("namespace__uid", flat=True).distinct()),
+    )
+
+
+def assignment_told(shard_uid: str) -> AssignmentDocument | None:
+    """Return what a coordinator has told this node of a shard, to be told to other copies; None where none has."""
+    row = Assignment.objects.filter(shard=shard_uid).first()
+    if row is None:
+        return None
+    return AssignmentDocument(
+        cluster=row.cluster,
+        epoch=row.epoch,
+        shard=row.shard,
+        label=row.label,
+        coordinator_node=row.coordinator_node,
+        coordinator_url=row.coordinator_url,
+        node="",
+        slots=SlotSet(bytes(row.slots)),
+        reign=row.reign,
+    )
 
 
 def locked_topology() -> Topology | None:

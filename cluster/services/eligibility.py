@@ -52,9 +52,13 @@ def look(document: PlacementDocument, head: Head, *, force: bool) -> PlacementDo
     own = Position(head.term, head.last_seq)
     found: dict[str, ShardStatus] = {}
     for copy, status in _statuses(document):
-        if status is None or status.cluster != document.cluster or (copy.node and status.node != copy.node):
+        if (
+            status is None
+            or status.cluster_of(document.shard) != document.cluster
+            or (copy.node and status.node != copy.node)
+        ):
             continue
-        if status.epoch > document.epoch:
+        if status.epoch_of(document.shard) > document.epoch:
             newer = _newer_from(copy, document)
             if newer is not None:
                 return newer

@@ -1,6 +1,7 @@
 """Handing the primary's part over to a replica while both are alive; nothing that was acknowledged is lost.
 
 Preconditions: this node keeps the registry and takes writes; the replica follows, is a member, and answers.
+A coordinator hands over all of its shards at once: each step is done for every shard before the next.
 Steps:
 1. bring the replica to the head while writes go on, so that the pause for writers is short;
 2. promise the next term to the replica: from here on this node commits nothing more;
@@ -16,6 +17,9 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any, NamedTuple
 
 from django.conf import settings
 from django.db import transaction
@@ -31,7 +35,7 @@ from cluster.replication.votes import members_of, next_term
 from cluster.services.accession import placement_adopt, registry_document
 from cluster.services.changes import TASK, event_write
 from cluster.services.placements import placement_push_now
-from cluster.services.promotion import Promotion, promotion_lease, stand_again
+from cluster.services.promotion import Promotion, TakeOver, promotion_lease, stand_again
 from cluster.services.registry import check_owner, replica_of
 from cluster.states import CopyState, Membership
 from cluster.topology import topology
@@ -47,6 +51,7 @@ logger = logging.getLogger(__name__)
 CATCH_UP_WITHIN_S = 20.0
 REST_WITHIN_S = 5.0
 _TAKE_OVER_WITHIN_S = 20.0
+_ORDERS = 4
 
 
 class NotPromotable(Conflict):
@@ -81,10 +86,10 @@ def replica_promote(*, name: str, force: bool = False, actor: str) -> Promotion:
     heads = {head.uid: head for head in ShardHead.objects.filter(is_primary=True)}
     if set(heads) - {copy.shard for copy in copies}:
         raise NotPromotable(f"replica {name} has no copy of every shard of this node", field="replica_id")
-    promotions = [_hand_over(replica, copy, heads[copy.shard], force, actor) for copy in copies if copy.shard in heads]
-    if not promotions:
+    held = [(copy, heads[copy.shard]) for copy in copies if copy.shard in heads]
+    if not held:
         raise NotPromotable(f"replica {name} has no copy of a shard of this node", field="replica_id")
-    return promotions[0]
+    return _hand_over(replica, held, force, actor)
 
 
 def hand_over_to(node: str, *, cluster: str, actor: str) -> Promotion:
@@ -95,39 +100,59 @@ def hand_over_to(node: str, *, cluster: str, actor: str) -> Promotion:
     return replica_promote(name=replica.name, actor=actor)
 
 
-def _hand_over(replica: Replica, copy: ReplicaCopy, row: ShardHead, force: bool, actor: str) -> Promotion:
-    lease = promotion_lease(row.uid)
-    if lease is None:
-        raise NotPromotable(f"a promotion of shard {row.label} is under way already")
-    with lease:
-        _check_ready(replica, copy)
-        if not force:
-            _check_votes(row)
-        sender = Sender(Target(replica.name, replica.url, row.uid, row.pk))
+def _hand_over(replica: Replica, held: Sequence[tuple[ReplicaCopy, ShardHead]], force: bool, actor: str) -> Promotion:
+    rows = [row for _, row in held]
+    with ExitStack() as leases:
+        for row in rows:
+            lease = promotion_lease(row.uid)
+            if lease is None:
+                raise NotPromotable(f"a promotion of shard {row.label} is under way already")
+            leases.enter_context(lease)
+        for copy, row in held:
+            _check_ready(replica, copy)
+            if not force:
+                _check_votes(row)
+        parts = [_Part(row, Sender(Target(replica.name, replica.url, row.uid, row.pk))) for row in rows]
         try:
-            _bring_to_head(sender, within_s=CATCH_UP_WITHIN_S)
-            # It must act on the present placement, or its order would be void.
-            placement_push_now(url=replica.url, shard=row.uid)
+            for part in parts:
+                _bring_to_head(part.sender, within_s=CATCH_UP_WITHIN_S)
+                # It must act on the present placement, or its order would be void.
+                placement_push_now(url=replica.url, shard=part.row.uid)
         except MLVectorDBError as error:
             raise NotPromotable(f"replica {replica.name} could not be brought to the head: {error.message}") from error
-        head = _read(row.pk)
-        if not head.takes_writes:
-            raise NotPromotable("this node has promised a newer term and takes no writes itself", field="replica_id")
-        term = next_term((head.term, head.promised_term), drawn=False)
-        with transaction.atomic():
-            event_write(actor=actor, action="handover", subject=replica.name, after={"term": term, "shard": row.label})
-        promised = terms.term_promise(row.pk, term, candidate=replica.node)
+        orders = [_promised(replica, part, actor) for part in parts]
         try:
-            answer = _order(replica, sender, row, Position(promised.term, promised.last_seq), term, force, actor)
+            answer = _order(replica, parts, orders, force, actor)
         except MLVectorDBError as error:
-            return _after_failure(replica, row, error, force)
+            return _after_failure(replica, rows, error, force)
         except Exception:
-            logger.exception("handover_failed shard=%s to=%s", row.label, replica.name)
-            _after_failure(replica, row, Conflict("internal error, see the log"), force)
+            logger.exception("handover_failed shard=%s to=%s", rows[0].label, replica.name)
+            _after_failure(replica, rows, Conflict("internal error, see the log"), force)
             raise
-        _obey(replica, row)
-    logger.warning("handed_over shard=%s to=%s term=%d", row.label, replica.name, answer["term"])
-    return Promotion(row.label, answer["term"], answer["seq"], answer["epoch"])
+        for row in rows:
+            _obey(replica, row)
+    logger.warning("handed_over shards=%d to=%s term=%d", len(rows), replica.name, answer["term"])
+    return Promotion(rows[0].label, answer["term"], answer["seq"], answer["epoch"])
+
+
+class _Part(NamedTuple):
+    """One shard that is handed over, and how the replica is sent its log."""
+
+    row: ShardHead
+    sender: Sender
+
+
+def _promised(replica: Replica, part: _Part, actor: str) -> TakeOver:
+    """Promise the next term of a shard to the replica: from here on this node commits nothing more in it."""
+    row = part.row
+    head = _read(row.pk)
+    if not head.takes_writes:
+        raise NotPromotable("this node has promised a newer term and takes no writes itself", field="replica_id")
+    term = next_term((head.term, head.promised_term), drawn=False)
+    with transaction.atomic():
+        event_write(actor=actor, action="handover", subject=replica.name, after={"term": term, "shard": row.label})
+    promised = terms.term_promise(row.pk, term, candidate=replica.node)
+    return TakeOver(row.uid, term, Position(promised.term, promised.last_seq))
 
 
 def _check_ready(replica: Replica, copy: ReplicaCopy) -> None:
@@ -173,28 +198,55 @@ def _bring_to_head(sender: Sender, *, within_s: float) -> None:
 
 
 def _order(
-    replica: Replica, sender: Sender, row: ShardHead, at: Position, term: int, force: bool, actor: str
+    replica: Replica, parts: Sequence[_Part], orders: Sequence[TakeOver], force: bool, actor: str
 ) -> dict[str, int]:
-    """Send the rest and have the replica take over; return its answer."""
-    _bring_to_head(sender, within_s=REST_WITHIN_S)
-    now = topology()
-    answer = peer_client().json(
-        replica.url,
-        "POST",
-        f"/cluster/node/shards/{row.uid}/take-over",
-        json={"cluster": now.cluster, "epoch": now.epoch, "term": term, "at": list(at), "force": force, "actor": actor},
-        timeout_s=_TAKE_OVER_WITHIN_S,
-        even_if_silent=True,
-    )
+    """Send the rest of every shard and have the replica take over all of them; return its answer."""
+    for part in parts:
+        _bring_to_head(part.sender, within_s=REST_WITHIN_S)
+    for _ in range(_ORDERS):
+        epoch = topology().epoch
+        try:
+            answer = _ordered(replica, orders, epoch, force, actor)
+            break
+        except PeerRejected as refusal:
+            known = refusal.peer_detail.get("epoch")
+            if refusal.peer_code != Conflict.code or type(known) is not int or known == epoch:
+                raise
+            # The epoch was raised since it was told last: it acts on the present placement, or not at all.
+            for part in parts:
+                placement_push_now(url=replica.url, shard=part.row.uid)
+    else:
+        raise Unavailable("the placement changes faster than it can be told")
     return {"term": int(answer["term"]), "seq": int(answer["seq"]), "epoch": int(answer["epoch"])}
 
 
-def _after_failure(replica: Replica, row: ShardHead, error: MLVectorDBError, force: bool) -> Promotion:
+def _ordered(replica: Replica, orders: Sequence[TakeOver], epoch: int, force: bool, actor: str) -> dict[str, Any]:
+    first, *others = orders
+    return peer_client().json(
+        replica.url,
+        "POST",
+        f"/cluster/node/shards/{first.shard}/take-over",
+        json={
+            "cluster": topology().cluster,
+            "epoch": epoch,
+            "term": first.term,
+            "at": list(first.at),
+            "also": [{"shard": other.shard, "term": other.term, "at": list(other.at)} for other in others],
+            "force": force,
+            "actor": actor,
+        },
+        timeout_s=_TAKE_OVER_WITHIN_S,
+        even_if_silent=True,
+    )
+
+
+def _after_failure(replica: Replica, rows: Sequence[ShardHead], error: MLVectorDBError, force: bool) -> Promotion:
     """Win the right to write back, or find that the replica has taken over; return that promotion, else raise."""
+    row = rows[0]
     reason = error.peer_message if isinstance(error, PeerRejected) else error.message
     logger.warning("handover_failed shard=%s to=%s error=%s", row.label, replica.name, reason)
     try:
-        again = stand_again(row.uid, force=force, actor=TASK)
+        again, *_ = [stand_again(one.uid, force=force, actor=TASK) for one in rows]
     except NewerPlacement as newer:
         return _taken_over(replica, newer.document)
     except MLVectorDBError as refusal:

@@ -26,6 +26,7 @@ from cluster.services.candidates import Host, ask_status, check_candidate, host_
 from cluster.services.changes import TASK, registry_change
 from cluster.services.copies import alarm_raise, copy_refuse, copy_state_set
 from cluster.services.membership import membership_settle
+from cluster.services.sweeps import Sweeps
 from cluster.states import CopyState
 from cluster.transport.client import peer_client
 from cluster.transport.errors import PeerRejected
@@ -46,8 +47,6 @@ REFUSALS = frozenset(
 OUTRUN = frozenset({"stale_epoch", "stale_term"})
 
 _AT_ONCE = 16
-_QUICK_TRIES = 5
-_SLOWEST_SWEEPS = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +79,9 @@ def placements_push(*, urls: Iterable[str] | None = None, timeout_s: float | Non
 
 def placements_push_pending() -> None:
     """Send again what was not acknowledged, more and more seldom to a node that does not take it. By beat."""
-    global _sweeps
-    _sweeps += 1
+    _sweeps.next()
     waiting = PlacementPush.objects.filter(acknowledged_epoch__lt=F("epoch"))
-    due = [push.pk for push in waiting.only("pk", "attempts") if _sweeps % _sweeps_between(push.attempts) == 0]
+    due = [push.pk for push in waiting.only("pk", "attempts") if _sweeps.is_due(push.attempts)]
     if due:
         _send_all(_errands(waiting.filter(pk__in=due)), settings.MLVDB_PEER_TIMEOUT_S)
 
@@ -102,11 +100,7 @@ def placement_push_now(*, url: str, shard: str, timeout_s: float | None = None) 
         raise answer
 
 
-_sweeps = 0
-
-
-def _sweeps_between(attempts: int) -> int:
-    return int(min(2 ** max(0, attempts - _QUICK_TRIES), _SLOWEST_SWEEPS))
+_sweeps = Sweeps()
 
 
 # -- what to send ------------------------------------------------------------------------------------------------
@@ -246,6 +240,9 @@ def _note_position(copy: ReplicaCopy, status: Mapping[str, Any]) -> None:
 
 
 def _note_failure(errand: _Errand, error: MLVectorDBError) -> None:
+    if not PlacementPush.objects.filter(pk=errand.push_id, epoch=errand.epoch).exists():
+        # Overtaken: a newer one is on its way, or there already, which is why this one was refused.
+        return
     words = words_of(error)
     code = error.peer_code if isinstance(error, PeerRejected) else error.code
     is_news = not PlacementPush.objects.filter(pk=errand.push_id, last_error=words).exists()

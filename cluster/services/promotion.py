@@ -14,6 +14,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from django.conf import settings
@@ -31,10 +32,13 @@ from cluster.replication.election import (
 from cluster.replication.knocks import SHIP_TASK
 from cluster.replication.placements import PlacementDocument
 from cluster.replication.votes import next_term
+from cluster.selectors import own_placements
 from cluster.services.accession import PlacementChanged, accede, loss_of, placement_adopt, registry_document, secede
 from cluster.services.changes import TASK, registry_change
 from cluster.services.eligibility import check_fit, look
 from cluster.services.placements import placements_push
+from cluster.services.succession import check_has_all
+from cluster.services.succession_checks import succession_go_on
 from cluster.topology import topology
 from cluster.transport.client import peer_client
 from cluster.transport.errors import PeerError
@@ -87,11 +91,22 @@ def promote(*, force: bool = False, actor: str) -> Promotion:
     will do. Without it raise PrimaryAlive, MoreCaughtUp or NotElected; and Unfit, Detached, NotAReplica, StorageError
     and the like.
     """
-    shards = list(Placement.objects.order_by("shard").values_list("shard", flat=True))
+    shards = _own_shards()
     if not shards:
         return _promote_primary(force=force, actor=actor)
-    promotions = [_promote_shard(uid, force=force, actor=actor) for uid in shards]
-    return promotions[0]
+    if any(_placement(uid).is_detached for uid in shards):
+        promotions = [_promote_shards([uid], force=force, actor=actor) for uid in shards]
+        return promotions[0]
+    # All of a coordinator's shards, or none: half of a coordinator can neither write nor be had back.
+    return _promote_shards(shards, force=force, actor=actor)
+
+
+def shard_promote(shard_uid: str, *, actor: str) -> Promotion:
+    """Make this node's copy of one shard the primary, without force, as the coordinator orders whose shard it is.
+
+    Raise what `promote` raises.
+    """
+    return _promote_shards([shard_uid], force=False, actor=actor)
 
 
 def stand_again(shard_uid: str, *, force: bool = False, actor: str) -> Promotion:
@@ -126,18 +141,47 @@ def stand_again(shard_uid: str, *, force: bool = False, actor: str) -> Promotion
     raise Conflict("the placement changes faster than an election can be held; try again")
 
 
+class TakeOver(NamedTuple):
+    """One shard that a primary hands over: the term that it has promised, and where its log ends."""
+
+    shard: str
+    term: int
+    at: Position
+
+
 def take_over(
-    shard_uid: str, *, cluster: str, epoch: int, term: int, at: Position, sender: str, force: bool, actor: str
+    orders: Sequence[TakeOver], *, cluster: str, epoch: int, sender: str, force: bool, actor: str
 ) -> dict[str, int]:
     """Become the primary because the present one hands over: it takes no writes any more and has given its vote.
 
-    `at` is where its log ends: this copy must be exactly there. Asked again after it was done, it answers the same.
-    Raise Conflict where it is not, or was told of another placement, and what an election raises.
+    All shards of the orders are taken over, or none. `at` is where the log ends: this copy must be exactly there.
+    Asked again after it was done, it answers the same. Raise Conflict where it is not, or was told of another
+    placement, and what an election raises.
     """
-    head = _head(shard_uid)
-    if head.is_primary and head.takes_writes and head.term >= term:
+    head = _head(orders[0].shard)
+    if head.is_primary and head.takes_writes and head.term >= orders[0].term:
         return {"term": head.term, "seq": head.last_seq, "epoch": topology().epoch}
-    document = _placement(shard_uid)
+    asked = [(order, _placement(order.shard), _head(order.shard)) for order in orders]
+    for order, document, head in asked:
+        _check_order(order, document, head, cluster=cluster, epoch=epoch, sender=sender)
+    check_has_all(asked[0][1].sharding)
+    try:
+        won = [elect(document, head, force=force, term=order.term) for order, document, head in asked]
+        promotion = _accede(
+            won[0],
+            asked[0][2],
+            actor=f"{actor} at node {sender}",
+            action="took_over",
+            also=[(one, head.shard_id) for one, (_, _, head) in zip(won[1:], asked[1:], strict=True)],
+        )
+    except (NewerPlacement, PlacementChanged):
+        raise Conflict("the placement has changed during the election; hand over again") from None
+    return {"term": promotion.term, "seq": promotion.seq, "epoch": promotion.epoch}
+
+
+def _check_order(
+    order: TakeOver, document: PlacementDocument, head: Head, *, cluster: str, epoch: int, sender: str
+) -> None:
     if document.cluster != cluster or document.epoch != epoch:
         raise Conflict(
             f"the order is of epoch {epoch}, this node's placement of {document.epoch}",
@@ -146,17 +190,12 @@ def take_over(
     if sender != document.primary.node:
         raise Conflict(f"node {sender[:8]} is not the primary that could hand over")
     check_fit(document, head)
-    if (head.term, head.last_seq) != at:
+    if (head.term, head.last_seq) != order.at:
         raise Conflict(
-            f"this copy is at term {head.term}, seq {head.last_seq}, not where the primary ends ({at.term}, {at.seq})",
+            f"this copy is at term {head.term}, seq {head.last_seq}, not where the primary ends "
+            f"({order.at.term}, {order.at.seq})",
             detail={"term": head.term, "seq": head.last_seq},
         )
-    try:
-        elected = elect(document, head, force=force, term=term)
-        promotion = _accede(elected, head, actor=f"{actor} at node {sender}", action="took_over")
-    except (NewerPlacement, PlacementChanged):
-        raise Conflict("the placement has changed during the election; hand over again") from None
-    return {"term": promotion.term, "seq": promotion.seq, "epoch": promotion.epoch}
 
 
 def fenced_shards() -> list[str]:
@@ -204,34 +243,47 @@ def _promote_primary(*, force: bool, actor: str) -> Promotion:
         ) from None
 
 
-def _promote_shard(shard_uid: str, *, force: bool, actor: str) -> Promotion:
+def _own_shards() -> list[str]:
+    """Return the shards of which this node was told by its own cluster; others' are not its to take."""
+    return list(own_placements().values_list("shard", flat=True))
+
+
+def _promote_shards(uids: Sequence[str], *, force: bool, actor: str) -> Promotion:
+    """Make this node the primary of some shards of one cluster, of all or of none; return that of the first."""
     gently = force
     for _ in range(_TRIES):
-        if not Placement.objects.filter(shard=shard_uid).exists():
+        if not Placement.objects.filter(shard=uids[0]).exists():
             # Another request was faster, or this one is the second half of one that a crash cut short.
-            return _promotion(registry_document(shard_uid), _head(shard_uid), changed=False)
-        document = _placement(shard_uid)
-        head = _head(shard_uid)
-        check_fit(document, head)
+            return _promotion(registry_document(uids[0]), _head(uids[0]), changed=False)
+        documents, heads = [_placement(uid) for uid in uids], [_head(uid) for uid in uids]
+        document = documents[0]
+        for told, head in zip(documents, heads, strict=True):
+            check_fit(told, head)
+        check_has_all(max(documents, key=lambda told: told.epoch).sharding)
+        newer = None
         try:
             if document.is_detached:
-                return _secede(document, head, force=force, actor=actor)
-            newer = look(document, head, force=force and not gently)
+                return _secede(document, heads[0], force=force, actor=actor)
+            for told, head in zip(documents, heads, strict=True):
+                newer = newer or look(told, head, force=force and not gently)
             if newer is None:
-                return _accede(elect(document, head, force=force), head, actor=actor)
+                won = [elect(told, head, force=force) for told, head in zip(documents, heads, strict=True)]
+                return _accede(
+                    won[0], heads[0], actor=actor, also=list(zip(won[1:], [h.shard_id for h in heads[1:]], strict=True))
+                )
         except (PrimaryAlive, MoreCaughtUp, NotElected) as refusal:
             if not gently:
                 raise
             # Force is for what cannot be had otherwise: a primary that answers may hand over, and nothing is lost.
             gently = False
             if isinstance(refusal, PrimaryAlive) and _ask_to_hand_over(document, actor=actor):
-                return _promotion(registry_document(shard_uid), _head(shard_uid), changed=True)
+                return _promotion(registry_document(uids[0]), _head(uids[0]), changed=True)
             continue
         except NewerPlacement as found:
             newer = found.document
         except PlacementChanged:
             continue
-        logger.info("newer_placement shard=%s epoch=%d primary=%s", head.label, newer.epoch, newer.primary.url)
+        logger.info("newer_placement shard=%s epoch=%d primary=%s", newer.label, newer.epoch, newer.primary.url)
         placement_adopt(newer)
     raise Conflict("the placement changes faster than an election can be held; try again")
 
@@ -251,15 +303,22 @@ def _ask_to_hand_over(document: PlacementDocument, *, actor: str) -> bool:
     return not Placement.objects.filter(shard=document.shard).exists()
 
 
-def _accede(elected: Elected, head: Head, *, actor: str, action: str = "promoted") -> Promotion:
-    position = accede(elected, shard_id=head.shard_id, actor=actor, action=action)
+def _accede(
+    elected: Elected,
+    head: Head,
+    *,
+    actor: str,
+    action: str = "promoted",
+    also: Sequence[tuple[Elected, int]] = (),
+) -> Promotion:
+    position = accede(elected, shard_id=head.shard_id, actor=actor, action=action, also=also)
     _tell(elected.document.shard)
     return Promotion(
         shard=elected.document.label,
         term=position.term,
         seq=position.seq,
         epoch=topology().epoch,
-        warning=loss_of(elected),
+        warning="; ".join(filter(None, [loss_of(elected), *(loss_of(other) for other, _ in also)])),
     )
 
 
@@ -287,6 +346,10 @@ def _tell(shard_uid: str) -> None:
         placements_push()
     except MLVectorDBError as error:
         logger.warning("placements_not_pushed shard=%s error=%s", shard_uid[:8], error.message)
+    try:
+        succession_go_on()
+    except MLVectorDBError as error:
+        logger.warning("succession_not_gone_on shard=%s error=%s", shard_uid[:8], error.message)
     publish(HEALTH_TASK)
     for replica_id in Replica.objects.values_list("pk", flat=True):
         publish(SHIP_TASK, replica_id)

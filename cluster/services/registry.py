@@ -15,7 +15,7 @@ from django.db.models import Q
 from django.utils import timezone
 
 from cluster.health.rounds import probe_now
-from cluster.models import Move, Placement, Replica, ReplicaCopy, Topology
+from cluster.models import Move, Placement, Replica, ReplicaCopy, ShardCopy, Topology
 from cluster.node_urls import check_own_url, node_url
 from cluster.replication.knocks import SHIP_TASK
 from cluster.replication.moves import move_begin
@@ -165,6 +165,9 @@ def replica_sync(*, name: str, namespace: str | None = None, actor: str) -> Move
     The log of a shard has all of its namespaces: `namespace` is noted, and all of them are synced. Of several shards
     the move of the first is returned. Raise ReplicaNotFound, and Conflict for a paused replica.
     """
+    # Replicas of other shards are asked of their nodes, which know this registry's rules as well.
+    from cluster.services.full_replicas import full_replica_sync
+
     check_owner()
     replica = replica_of(name)
     if namespace is not None:
@@ -184,6 +187,8 @@ def replica_sync(*, name: str, namespace: str | None = None, actor: str) -> Move
                 copy.save(update_fields=["digest_detail"])
         event_write(actor=actor, action="replica_sync", subject=name, after={"moves": [move.pk for move in moves]})
     publish(SHIP_TASK, replica.pk)
+    if not replica.shard:
+        full_replica_sync(replica.url, namespace=namespace, actor=actor)
     return moves[0]
 
 
@@ -242,6 +247,14 @@ def _known(name: str, url: str, shard_uid: str) -> Replica | None:
                 detail={"shard": replica.shard},
             )
         return replica
+    for copy in ShardCopy.objects.filter(Q(name=name) | Q(url=url)).select_related("shard"):
+        # One that keeps all shards is a replica of theirs under the same name.
+        if shard_uid or (copy.name, copy.url) != (name, url):
+            raise ReplicaExists(
+                f"the replica {copy.name} at {copy.url} is one of shard {copy.shard.label}: remove it first",
+                field="replica_id" if copy.name == name else "replica_url",
+                detail={"url": copy.url, "shard": copy.shard.label},
+            )
     return None
 
 
@@ -277,7 +290,7 @@ def _sync_move(replica: Replica, copy: ReplicaCopy, head: ShardHead, namespace: 
 
 
 def _on_replica() -> OnReplica:
-    placement = Placement.objects.first()
+    placement = Placement.objects.filter(cluster__in=Topology.objects.values("cluster")).first()
     url = "" if placement is None else str(placement.document["primary"]["url"])
     return OnReplica(
         f"this node is a replica itself: ask its primary{f' at {url}' if url else ''}", detail={"primary_url": url}

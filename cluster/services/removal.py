@@ -56,10 +56,23 @@ class NotConfirmed(Conflict):
 def replica_remove(*, name: str, force: bool = False, actor: str) -> None:
     """Remove a replica; its node keeps its copy, detached and read-only.
 
+    One of all shards of a coordinator is removed here first, then from the shards on other nodes: where one of these
+    refuses, what is left is a replica of that shard, of the same name, which can be removed again.
+
     Raise ReplicaNotFound, MembersBehind, MembershipChanging and NotConfirmed; the last three not with `force`.
     """
+    # Replicas of other shards are asked of their nodes, which know removals as well.
+    from cluster.services.full_replicas import full_replica_remove
+
     check_owner()
     replica = replica_of(name)
+    _remove_here(replica, force=force, actor=actor)
+    if not replica.shard:
+        full_replica_remove(replica.url, force=force, actor=actor)
+
+
+def _remove_here(replica: Replica, *, force: bool, actor: str) -> None:
+    name = replica.name
     if force:
         _remove(replica, actor, risk=removal_risk(replica))
         return

@@ -48,6 +48,9 @@ _AT_MOST_S = 60.0
 _SAVE_EVERY_S = 0.25
 _PIN_EVERY_S = 2.0
 
+_PLACEMENTS = 5
+"""How often a copy is told in a row: the registry may change again, and again, while it is being told."""
+
 
 def ship(replica_id: int) -> None:
     """Bring a replica up to date; nothing to do, or another process at it, is success.
@@ -177,13 +180,14 @@ class _CopyShipping:
         return sent
 
     def _step(self) -> Step:
-        try:
-            return self._sender.step(timeout_s=settings.MLVDB_PEER_TIMEOUT_S, even_if_silent=True)
-        except PeerRejected as rejected:
-            # `not_primary`: an old primary that was not told yet that it is none.
-            if rejected.peer_code not in ("need_placement", "not_primary"):
-                raise
-        self._place()
+        for _ in range(_PLACEMENTS):
+            try:
+                return self._sender.step(timeout_s=settings.MLVDB_PEER_TIMEOUT_S, even_if_silent=True)
+            except PeerRejected as rejected:
+                # `not_primary`: an old primary that was not told yet that it is none.
+                if rejected.peer_code not in ("need_placement", "not_primary"):
+                    raise
+            self._place()
         return self._sender.step(timeout_s=settings.MLVDB_PEER_TIMEOUT_S, even_if_silent=True)
 
     def save(self, *, at_most_every_s: float = 0.0) -> None:
@@ -218,7 +222,12 @@ class _CopyShipping:
             raise LeaseLost(f"replica {self._whole.replica.name} was removed") from None
 
     def _place(self) -> None:
-        placement_push_now(url=self._whole.replica.url, shard=self.head.uid)
+        try:
+            placement_push_now(url=self._whole.replica.url, shard=self.head.uid)
+        except PeerRejected as rejected:
+            # Another process has brought a newer one meanwhile.
+            if rejected.peer_code != "stale_epoch":
+                raise
         self._look_again()
 
     def _note_following(self) -> None:
@@ -254,7 +263,7 @@ class _CopyShipping:
 
     def _filled(self, *, covers: int) -> Position:
         """Run the full sync; a copy that is ahead of our manifest needs a newer one, which only a checkpoint makes."""
-        for attempt in (1, 2):
+        for attempt in range(1, _PLACEMENTS + 1):
             try:
                 return FullSync(
                     replica=self._whole.replica,
@@ -265,7 +274,7 @@ class _CopyShipping:
                     covers=covers,
                 ).run()
             except PeerRejected as rejected:
-                if attempt == 2 or rejected.peer_code not in ("need_placement", "not_primary", "sync_behind"):
+                if attempt == _PLACEMENTS or rejected.peer_code not in ("need_placement", "not_primary", "sync_behind"):
                     raise
                 if rejected.peer_code == "sync_behind":
                     checkpoint_run(self.head.uid, owner=self._whole.lease.owner)

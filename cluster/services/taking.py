@@ -8,6 +8,11 @@ Between 2 and 3 the node has a copy that is no primary and takes no writes.
 
 Placements of one cluster are ordered by epoch, and those of an older term than this copy has promised are refused
 whatever their epoch: their sender is not the primary any more.
+
+A replica of all shards of a coordinator keeps copies of shards on other nodes too. Their primaries keep registries of
+their own, each a cluster with epochs of its own: such a placement is taken where the coordinator's has named that shard
+and node, and from then on whoever is elected in that cluster is believed. What this node is, it is by the
+coordinator's placements alone.
 """
 
 from __future__ import annotations
@@ -18,10 +23,11 @@ from typing import Any
 from django.conf import settings
 from django.db import connection, transaction
 
-from cluster.models import Placement, PlacementPush, Replica, Topology
-from cluster.replication.placements import PlacementDocument, summary
+from cluster.models import Assignment, Placement, PlacementPush, Replica, Topology
+from cluster.replication.placements import REPLICA, PlacementDocument, summary
 from cluster.services.candidates import Cycle, Incompatible, OtherNode, OwnUrl, WrongCluster
 from cluster.services.changes import event_write, locked_topology
+from cluster.services.joining_lock import joining
 from mlvdb_site.markers import topology_changed
 from vectors.errors import Conflict, InvalidInput, StaleTerm
 from vectors.models import ShardHead
@@ -39,6 +45,12 @@ class StaleEpoch(Conflict):
     code = "stale_epoch"
 
 
+class ShardNotTold(Conflict):
+    """Raised by a coordinator's replica for the placement of a shard that the coordinator has not told it of (yet)."""
+
+    code = "shard_not_told"
+
+
 class EpochTaken(Conflict):
     """Raised when a placement differs from the one this node has of the same epoch: two nodes call themselves owner."""
 
@@ -48,8 +60,8 @@ class EpochTaken(Conflict):
 def placement_take(document: Any, *, sender: str = "") -> None:
     """Take a placement; the same one again changes nothing.
 
-    Raise InvalidInput, Incompatible, OtherNode, OwnUrl, WrongCluster, Cycle, NotEmpty, StaleEpoch, StaleTerm, and
-    StorageError and the like. Then this node is what it was.
+    Raise InvalidInput, Incompatible, OtherNode, OwnUrl, WrongCluster, ShardNotTold, Cycle, NotEmpty, StaleEpoch,
+    StaleTerm, and StorageError and the like. Then this node is what it was.
     """
     placement = placement_read(document, sender=sender)
     topology = Topology.objects.first()
@@ -59,16 +71,11 @@ def placement_take(document: Any, *, sender: str = "") -> None:
     if placement.is_detached and (present is None or present.cluster != placement.cluster):
         # There is nothing of that cluster here that could be let go.
         return
-    _check_cluster(topology, placement)
     if present is not None:
-        check_order(present, placement)
-    check_term(placement)
-    head = copy_create(placement.shard, placement.label)
-    if head.is_primary:
-        raise WrongCluster(f"this node is the primary of the shard {placement.label} on its own")
-    _store(placement)
-    if placement.term > head.promised_term:
-        terms.term_heard(head.pk, placement.term)
+        _take(placement, present)
+        return
+    with joining():
+        _take(placement, Placement.objects.filter(shard=placement.shard).first())
 
 
 def check_order(present: Placement, placement: PlacementDocument) -> None:
@@ -109,6 +116,19 @@ def placement_read(document: Any, *, sender: str = "") -> PlacementDocument:
     return placement
 
 
+def _take(placement: PlacementDocument, present: Placement | None) -> None:
+    _check_cluster(Topology.objects.first(), placement, present)
+    if present is not None:
+        check_order(present, placement)
+    check_term(placement)
+    head = copy_create(placement.shard, placement.label)
+    if head.is_primary:
+        raise WrongCluster(f"this node is the primary of the shard {placement.label} on its own")
+    _store(placement)
+    if placement.term > head.promised_term:
+        terms.term_heard(head.pk, placement.term)
+
+
 def _given_up(placement: PlacementDocument) -> bool:
     """Give the registry up to another node of the cluster, when that was made the primary after this one.
 
@@ -121,18 +141,49 @@ def _given_up(placement: PlacementDocument) -> bool:
     return demote(placement)
 
 
-def _check_cluster(topology: Topology | None, placement: PlacementDocument) -> None:
+def _check_cluster(topology: Topology | None, placement: PlacementDocument, present: Placement | None) -> None:
     if topology is None or topology.cluster == placement.cluster:
         return
+    if present is not None and present.cluster == placement.cluster:
+        # A shard of the coordinator that this node is, or was, a replica of.
+        return
     if topology.is_owner:
+        if topology.sharding_enabled:
+            raise Cycle("this node has shards of its own: it is a coordinator")
+        assignment = Assignment.objects.first()
+        if assignment is not None:
+            raise WrongCluster(
+                f"this node is the shard {assignment.label} of the coordinator at {assignment.coordinator_url}",
+                detail={"coordinator_url": assignment.coordinator_url},
+            )
         count = Replica.objects.count()
         if count:
             raise Cycle(f"this node has {count} replicas of its own: remove them first", detail={"replicas": count})
         # A registry without replicas, of a node without data (the copy's making will see to that), binds nobody.
         return
+    if _check_told(topology, placement):
+        return
     raise WrongCluster(
         f"this node belongs to the cluster {topology.cluster[:8]} already", detail={"cluster": topology.cluster}
     )
+
+
+def _check_told(topology: Topology, placement: PlacementDocument) -> bool:
+    """Return whether the coordinator whose replica this node is has named a shard, and the node that tells of it.
+
+    False where there is no such coordinator. Raise ShardNotTold where it has not: its own placement may be on its way.
+    """
+    kept = Placement.objects.filter(cluster=topology.cluster, role=REPLICA).order_by("-epoch").first()
+    told = None if kept is None else PlacementDocument.of(kept.document).sharding
+    if told is None:
+        return False
+    node = next((shard.node for shard in told.shards if shard.uid == placement.shard and shard.url), None)
+    if node is None or node not in ("", placement.owner.node):
+        raise ShardNotTold(
+            f"the coordinator has not told this node of the shard {placement.label} on node {placement.owner.node[:8]}",
+            detail={"cluster": topology.cluster},
+        )
+    return True
 
 
 def _store(placement: PlacementDocument) -> None:
@@ -160,6 +211,12 @@ def placement_write(placement: PlacementDocument, *, actor: str) -> bool:
     row = Placement.objects.filter(shard=placement.shard).first()
     if row is not None and row.cluster == placement.cluster and row.epoch >= placement.epoch:
         return False
+    # Of a shard that is a cluster of its own: this node is in another one, as a replica or by now as its coordinator.
+    is_apart = (
+        topology is not None
+        and topology.cluster != placement.cluster
+        and (not topology.is_owner or (row is not None and row.cluster == placement.cluster))
+    )
     before = summary(None if row is None else row.document)
     fields = {
         "cluster": placement.cluster,
@@ -176,9 +233,10 @@ def placement_write(placement: PlacementDocument, *, actor: str) -> bool:
         Topology.objects.create(
             cluster=placement.cluster, epoch=placement.epoch, is_owner=False, replication_enabled=True
         )
-    else:
+    elif not is_apart:
         topology.cluster, topology.is_owner, topology.replication_enabled = placement.cluster, False, True
-        topology.epoch = max(placement.epoch, *Placement.objects.values_list("epoch", flat=True))
+        known = Placement.objects.filter(cluster=placement.cluster).values_list("epoch", flat=True)
+        topology.epoch = max(placement.epoch, *known)
         topology.save()
         PlacementPush.objects.all().delete()
     event_write(

@@ -43,7 +43,7 @@ def vote_give(ballot: Ballot) -> dict[str, Any]:
     _check_epoch(topology(), ballot)
     return {
         "node": settings.MLVDB_NODE_ID,
-        "epoch": picture.epoch,
+        "epoch": picture.epoch_of(shard),
         "term": promised.term,
         "seq": promised.last_seq,
         "promised_term": promised.promised_term,
@@ -65,8 +65,9 @@ def placement_tell(uid: str) -> dict[str, Any]:
 
 def _own_shard(picture: TopologyView, ballot: Ballot) -> ShardView:
     shard = picture.shards.get(ballot.shard)
-    if picture.cluster != ballot.cluster:
-        raise NoVote(f"this node belongs to another cluster ({picture.cluster[:8] or 'none'})")
+    known = picture.cluster if shard is None else picture.cluster_of(shard)
+    if known != ballot.cluster:
+        raise NoVote(f"this node belongs to another cluster ({known[:8] or 'none'})")
     if shard is None or shard.shard_id is None:
         raise NoVote("this node has no copy of the shard")
     if shard.placement is not None and shard.placement.is_detached:
@@ -76,7 +77,7 @@ def _own_shard(picture: TopologyView, ballot: Ballot) -> ShardView:
 
 def _check_epoch(picture: TopologyView, ballot: Ballot) -> None:
     shard = picture.shards.get(ballot.shard)
-    own = picture.epoch if shard is None or shard.placement is None else shard.placement.epoch
+    own = picture.epoch if shard is None else picture.epoch_of(shard)
     if ballot.epoch < own:
         raise StaleEpoch(
             f"epoch {ballot.epoch} is older than this node's {own}",

@@ -172,7 +172,12 @@ class PeerClient:
                     raise
                 logger.debug("peer_lost_once url=%s error=%s", limits.url, lost.message)
             limits.start_again()
-            return self._once(limits, request)
+            try:
+                return self._once(limits, request)
+            except PeerRefused as refused:
+                # The peer ended in between: what it was asked first, it may have done.
+                refused.may_be_done = True
+                raise
 
     def _once(self, limits: CallLimits, request: requests.PreparedRequest) -> PeerAnswer:
         try:

@@ -35,9 +35,13 @@ class PeerError(Unavailable):
 
 
 class PeerRefused(PeerError):
-    """Raised when no connection could be made, and that was known at once: nothing listens there, or no such host."""
+    """Raised when no connection could be made, and that was known at once: nothing listens there, or no such host.
+
+    `may_be_done`: an earlier try of the same call lost its connection, and may have been carried out.
+    """
 
     code = "peer_refused"
+    may_be_done = False
 
 
 class PeerLost(PeerError):

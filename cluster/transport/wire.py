@@ -1,10 +1,10 @@
-"""Reads between nodes in binary: requests and answers of the port, as msgpack with a checksum.
+"""Reads and writes between nodes in binary: requests and answers of the port, as msgpack with a checksum.
 
 A request is a map `{"op", "body", "crc"}` whose `body` is a packed list: arguments, options, and the position that the
-copy must have. An answer is a CRC-32 (4 bytes, little-endian) and a packed list: the value, and the accounts of the
-shards. Rows travel by columns: keys, metadata as stored, scores as float64, and the
+copy must have. An answer is a CRC-32 (4 bytes, little-endian) and a packed list: of a read the value, and the accounts
+of the shards; of a write its result. Rows travel by columns: keys, metadata as stored, scores as float64, and the
 values of all rows as one block of little-endian float32. What has no form in msgpack is an extension: an array, a
-filter (as its document), a search, an integer beyond 64 bits.
+filter (as its document), a search, a scope, a batch, an integer beyond 64 bits.
 
 Everything that cannot be read raises WireError. Sender and receiver are of one `PROTOCOL`.
 """
@@ -22,6 +22,8 @@ import msgpack
 import numpy as np
 
 from vectors.engine.filters import Filter, parse_filter
+from vectors.engine.namespace import NamespaceSpec
+from vectors.engine.slots import SlotSet
 from vectors.errors import MLVectorDBError
 from vectors.query_processor.port import (
     DEFAULT_OPTIONS,
@@ -32,12 +34,15 @@ from vectors.query_processor.port import (
     Page,
     Record,
     RequestOptions,
+    Scope,
     SearchRequest,
     ShardAccount,
     StorageInfo,
+    VectorBatch,
+    WriteResult,
 )
 
-_ARRAY, _FILTER, _SEARCH, _INTEGER = 1, 2, 3, 4
+_ARRAY, _FILTER, _SEARCH, _INTEGER, _SCOPE, _BATCH = 1, 2, 3, 4, 5, 6
 _CRC_BYTES = 4
 _ANY_NUMBER: Final = 1 << 62
 
@@ -47,7 +52,7 @@ class WireError(ValueError):
 
 
 class ReadRequest(NamedTuple):
-    """A read as it arrives; `position` is the (term, seq) that the copy must have, None for any."""
+    """A read or a write as it arrives; `position` is the (term, seq) that the copy must have, None for any."""
 
     operation: str
     arguments: Mapping[str, Any]
@@ -61,7 +66,7 @@ def read_request(
     options: RequestOptions = DEFAULT_OPTIONS,
     position: tuple[int, int] | None = None,
 ) -> bytes:
-    """Return the body of a request for a read: a method of the port and its arguments."""
+    """Return the body of a request for a read or a write: a method of the port and its arguments."""
     body = _packed([dict(arguments), _fields_of(options), None if position is None else list(position)])
     packed: bytes = msgpack.packb({"op": operation, "body": body, "crc": zlib.crc32(body)})
     return packed
@@ -110,6 +115,31 @@ def answer_of(operation: str, data: bytes) -> Answer[Any]:
         raise
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise WireError(f"not the answer of a read: {error!r}") from None
+
+
+def write_answer_body(result: WriteResult) -> bytes:
+    """Return the body of what a write has returned."""
+    positions = {label: list(position) for label, position in result.positions.items()}
+    body = _packed([list(result.keys), result.count, dict(result.seq), positions])
+    return zlib.crc32(body).to_bytes(_CRC_BYTES, "little") + body
+
+
+def write_answer_of(data: bytes) -> WriteResult:
+    """Return what `write_answer_body` was given. Raise WireError."""
+    body = memoryview(data)[_CRC_BYTES:]
+    if zlib.crc32(body) != int.from_bytes(data[:_CRC_BYTES], "little"):
+        raise WireError("the checksum of an answer is wrong")
+    try:
+        keys, count, seq, positions = _unpacked(body)
+        places = {
+            label: (_checked(uid, str, "uid"), _checked(term, int, "term"), _checked(at, int, "seq"))
+            for label, (uid, term, at) in positions.items()
+        }
+        return WriteResult(_checked(keys, list, "keys"), _checked(count, int, "count"), dict(seq), places)
+    except WireError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise WireError(f"not the answer of a write: {error!r}") from None
 
 
 def _encode_rows(rows: Sequence[Record | Hit]) -> dict[str, Any]:
@@ -198,6 +228,9 @@ _ARGUMENTS: Final[Mapping[str, Mapping[str, _Kind]]] = {
     "list_namespaces": {},
     "namespace_details": {},
     "storage_info": {},
+    "upsert_many": {"batch": VectorBatch, "namespace": str},
+    "delete": {"namespace": str, "keys": list | None, "filter": Filter | None},
+    "patch": {"key": bytes, "metadata": bytes, "namespace": str},
 }
 """The arguments that each operation may have. What else they must be is for the query processor to say."""
 
@@ -233,6 +266,12 @@ def _extension(value: Any) -> Any:
         return msgpack.ExtType(_FILTER, _packed(value.document))
     if isinstance(value, SearchRequest):
         return msgpack.ExtType(_SEARCH, _packed(_fields_of(value)))
+    if isinstance(value, Scope):
+        owned = None if value.owned is None else value.owned.packed
+        spec = None if value.namespace is None else _fields_of(value.namespace)
+        return msgpack.ExtType(_SCOPE, _packed([value.epoch, owned, spec]))
+    if isinstance(value, VectorBatch):
+        return msgpack.ExtType(_BATCH, _packed([list(value.keys), value.values, list(value.metadata)]))
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, Mapping):
@@ -252,7 +291,24 @@ def _of_extension(code: int, data: bytes) -> Any:
         return SearchRequest(**_unpacked(data))
     if code == _INTEGER:
         return int(data)
+    if code == _SCOPE:
+        epoch, owned, spec = _unpacked(data)
+        return Scope(
+            _checked(epoch, int, "epoch"),
+            None if owned is None else SlotSet(_checked(owned, bytes, "owned")),
+            None if spec is None else NamespaceSpec(**spec),
+        )
+    if code == _BATCH:
+        return _batch(data)
     raise WireError(f"an extension of the unknown kind {code}")
+
+
+def _batch(data: bytes) -> VectorBatch:
+    keys, values, metadata = _unpacked(data)
+    values = _checked(values, np.ndarray, "values")
+    if values.ndim != 2 or not len(keys) == len(values) == len(metadata):
+        raise WireError("a batch has not as many keys, values and metadata as rows")
+    return VectorBatch(keys, values, metadata)
 
 
 def _array(data: bytes) -> np.ndarray:

@@ -12,6 +12,7 @@ from cluster.topology import topology_forget
 from mlvdb_site.node import NodeFiles
 from tests.cluster.members import Members
 from tests.cluster.registry import Registry, owner_of
+from tests.cluster.shards import Coordinator
 from tests.cluster.standin_node import StandInNode
 from vectors import runtime
 from vectors.models import ShardHead
@@ -98,3 +99,18 @@ def nodes() -> Iterator[Callable[..., StandInNode]]:
     yield make
     for node in made:
         node.close()
+
+
+@pytest.fixture
+def coordinator(head, monkeypatch) -> Iterator[Callable[..., Coordinator]]:
+    """Make this node a coordinator, and end its remote shards with the test."""
+    monkeypatch.setattr("cluster.query_processor.processor.knock", lambda _shard_uid: None)
+    made: list[Coordinator] = []
+
+    def make(**shards: object) -> Coordinator:
+        made.append(Coordinator(head, **shards))
+        return made[-1]
+
+    yield make
+    for coordinator in made:
+        coordinator.close()

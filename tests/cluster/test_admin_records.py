@@ -9,11 +9,25 @@ import pytest
 from django.test import Client
 from django.utils import timezone
 
-from cluster.models import ClusterEvent, HealthCheck, Move, PlacementPush, Replica, ReplicaCopy, Topology
+from cluster.models import (
+    Assignment,
+    ClusterEvent,
+    HealthCheck,
+    Move,
+    MoveStep,
+    NamespaceErrand,
+    PlacementPush,
+    Replica,
+    ReplicaCopy,
+    ShardedNamespace,
+    Topology,
+)
 from cluster.services.changes import event_write
 from tests.cluster.admin_pages import log_grows, probes, queries_of, staff_with
 from tests.cluster.registry import Registry
+from tests.cluster.shard_rows import move_of_slots, remote_shard
 from tests.vectors.admin_site import cells, client_of, text_of
+from vectors.engine.slots import NO_SLOTS
 
 MODELS: dict[str, Any] = {
     "replicacopy": ReplicaCopy,
@@ -22,6 +36,10 @@ MODELS: dict[str, Any] = {
     "clusterevent": ClusterEvent,
     "placementpush": PlacementPush,
     "topology": Topology,
+    "assignment": Assignment,
+    "movestep": MoveStep,
+    "namespaceerrand": NamespaceErrand,
+    "shardednamespace": ShardedNamespace,
 }
 EVENTS = "/admin/cluster/clusterevent/"
 
@@ -40,7 +58,28 @@ def add_rows(owner: Registry) -> Replica:
     Move.objects.create(kind=Move.Kind.FULL_SYNC, replica=replica, replica_name=replica.name, shard=owner.head.uid)
     PlacementPush.objects.create(url=replica.url, shard=owner.head.uid, epoch=number, document={"epoch": number})
     event_write(actor="user ada", action="replica_added", subject=replica.name, after={"url": replica.url})
+    add_shard_rows(number)
     return replica
+
+
+def add_shard_rows(number: int) -> None:
+    """Add two shards with a namespace that one has to be told of, and slots on their way between them."""
+    shards = [remote_shard(f"shard_{number}_{end}") for end in ("from", "to")]
+    move_of_slots(*shards, "copying")
+    HealthCheck.objects.create(shard=shards[0], ok=True, health="alive", took_ms=1)
+    namespace = ShardedNamespace.objects.create(
+        uid=f"{number:032x}", name=f"space_{number}", dimension=3, metric="cosine", recall_target=0.9
+    )
+    NamespaceErrand.objects.create(shard=shards[1], namespace=namespace, attempts=2, last_error="refused")
+    Assignment.objects.create(
+        shard=f"{number:032x}",
+        label=f"shard_{number}",
+        cluster="c" * 32,
+        epoch=number,
+        coordinator_node="d" * 32,
+        coordinator_url="http://coordinator.test:8000",
+        slots=NO_SLOTS.packed,
+    )
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -82,8 +121,21 @@ def test_a_move_shows_its_progress_and_its_end(admin, owner: Registry):
     Move.objects.create(kind="catch_up", phase="following", rows_done=3, rows_total=4, **common)
     Move.objects.create(kind="full_sync", phase="done", ended_at=timezone.now(), **common)
     response = admin.get("/admin/cluster/move/")
-    assert cells(response, "progress") == ["100 %", "75 % 3 of 4 operations"]
-    assert cells(response, "phase") == ["done", "following"]
+    assert [words.split()[0] for words in cells(response, "progress")] == ["done", "following"]
+    assert [words.partition(" s ")[2] for words in cells(response, "progress")] == ["100 %", "75 % 3 of 4 operations"]
+
+
+def test_a_step_shows_where_its_slots_go_and_how_far_they_are(admin, owner: Registry):
+    move_of_slots(remote_shard("shard_1"), remote_shard("shard_2"), "following", slots=7)
+    response = admin.get("/admin/cluster/movestep/")
+    assert cells(response, "name") == ["shard_1 to shard_2"]
+    assert (cells(response, "slot_count"), cells(response, "rows")) == (["7"], ["250 of 1,000 rows"])
+
+
+def test_a_probe_says_whether_it_was_of_a_replica_or_of_a_shard(admin, owner: Registry):
+    probes(owner.replica("replica_1"), True)
+    HealthCheck.objects.create(shard=remote_shard("shard_1"), ok=False, health="dead", took_ms=1, error="refused")
+    assert cells(admin.get("/admin/cluster/healthcheck/"), "peer") == ["shard shard_1", "replica replica_1"]
 
 
 def test_the_history_shows_who_did_what_and_is_filtered_by_alarm(admin, owner: Registry):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -9,9 +10,9 @@ import pytest
 from cluster.admin.chart import Bar, health_chart
 from cluster.admin.history import short
 from cluster.admin.progress import Progress
-from cluster.admin.wording import admin_link, badge, duration
+from cluster.admin.wording import admin_link, badge, counted, duration, share, shortened
 from cluster.models import Move
-from cluster.states import CopyState, MovePhase
+from cluster.states import CopyState, MovePhase, PeerHealth, ShardState
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -22,6 +23,24 @@ NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 )
 def test_a_duration_is_written_in_its_largest_sensible_unit(seconds: float, words: str):
     assert duration(seconds) == words
+
+
+def test_every_state_has_a_word_and_a_colour():
+    for states in (CopyState, MovePhase, PeerHealth, ShardState):
+        for state in states:
+            assert re.search(r"badge-(good|busy|warn|bad|quiet)\">\w+", badge(state))
+
+
+def test_a_share_of_nothing_is_nothing():
+    assert (share(1, 3), share(0, 3), share(0, 0)) == ("33.3 %", "0.0 %", "–")
+
+
+def test_one_is_counted_in_the_singular():
+    assert (counted(1, "row"), counted(0, "row"), counted(1234, "row")) == ("1 row", "0 rows", "1,234 rows")
+
+
+def test_a_text_is_shortened_at_its_end_and_never_longer_than_asked():
+    assert (shortened("shard_1", 7), shortened("shard_10", 7)) == ("shard_1", "shard_…")
 
 
 def test_states_of_different_kinds_that_have_one_word_have_their_own_colours():
@@ -58,6 +77,12 @@ def move(**fields: object) -> Progress:
 def test_a_move_is_as_far_as_its_bytes():
     progress = move(kind="full_sync", rows_done=1, rows_total=2, bytes_done=1000, bytes_total=4000, work_s=2.0)
     assert (progress.percent, progress.rate, progress.left) == ("25 %", "500\xa0bytes/s", "about 6.0 s left")
+
+
+def test_a_move_of_slots_is_as_far_as_its_rows_and_whole_when_it_is_done():
+    amounts = {"rows_done": 3, "rows_total": 4, "bytes_done": 10, "bytes_total": 1000}
+    assert move(kind="rebalance", phase="following", **amounts).percent == "75 %"
+    assert move(kind="rebalance", phase="done", **amounts).percent == "100 %"
 
 
 def test_a_move_of_unknown_size_has_neither_part_nor_rate_nor_end():

@@ -293,3 +293,27 @@ def test_a_replica_that_never_catches_up_is_refused_in_time(owner: Registry, can
 
     assert isinstance(refused.value.__cause__, Unavailable)
     assert head_of(owner).takes_writes
+
+
+def test_an_order_of_an_epoch_that_was_raised_since_is_given_again(
+    owner: Registry, candidate: Candidate, monkeypatch
+) -> None:
+    pushed: list[str] = []
+    monkeypatch.setattr(handover, "placement_push_now", lambda **options: pushed.append(options["shard"]))
+    take_over = candidate.take_over
+
+    def not_told_yet(order: dict[str, Any]) -> dict[str, Any]:
+        candidate.take_over = take_over
+        raise PeerRejected(
+            url="http://127.0.0.1:1",
+            peer_status=409,
+            peer_code="conflict",
+            peer_message="the order is of another epoch",
+            peer_detail={"epoch": order["epoch"] - 1},
+        )
+
+    candidate.take_over = not_told_yet
+
+    promoted = replica_promote(name="a", actor="user ada")
+
+    assert (promoted.term, len(candidate.orders), pushed) == (2, 2, [owner.head.uid] * 2)

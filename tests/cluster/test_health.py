@@ -5,21 +5,20 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
-from cluster.health import rounds
-from cluster.health.probe import NodeStatus, Probe, Question, ShardStatus
-from cluster.health.rounds import Round, probe_now, run_round
+from cluster.health.probe import NodeStatus, Probe, ShardStatus
+from cluster.health.rounds import ReplicaPatient, Round, probe_now, question_now, run_round
 from cluster.health.samples import refusal_record, sample_record
 from cluster.models import HealthCheck, Replica, ReplicaCopy
 from cluster.replication.knocks import SHIP_TASK
 from cluster.states import CopyState, PeerHealth
 from cluster.tasks import health_replicas
 from cluster.topology import topology
+from cluster.transport import PROTOCOL
 from mlvdb_site.markers import topology_marker
 from tests.cluster.registry import Registry
 from vectors.store import log
@@ -32,10 +31,10 @@ def peers(monkeypatch) -> Peers:
     """What each replica, by name, makes of a probe; a replica that is not here is alive."""
     answers: Peers = {}
 
-    def probe(url: str, question: Question, *, name: str, expected_node: str, timeout_s: float) -> Probe:
-        return answers.get(name, lambda: good(expected_node))()
+    def probe(patient: ReplicaPatient) -> Probe:
+        return answers.get(patient.row.name, lambda: good(patient.row.node))()
 
-    monkeypatch.setattr(rounds, "probe", probe)
+    monkeypatch.setattr(ReplicaPatient, "probe", probe)
     monkeypatch.setattr(Round, "pause", staticmethod(lambda pause_s: None))
     return answers
 
@@ -56,7 +55,7 @@ def health_of(name: str) -> PeerHealth:
 def test_a_status_with_a_number_that_no_column_holds_is_none(number: object) -> None:
     """One such answer must not end the round of all others."""
     shard = {"uid": "5" * 32, "role": "replica", "term": 1, "seq": 1, "promised_term": number}
-    status = {"node": "a", "version": "1", "protocol": 1, "cluster": "", "epoch": 0, "is_owner": False}
+    status = {"node": "a", "version": "1", "protocol": PROTOCOL, "cluster": "", "epoch": 0, "is_owner": False}
 
     with pytest.raises(ValueError, match="not a node's status"):
         NodeStatus.of({**status, "shards": [shard]})
@@ -232,11 +231,11 @@ def test_a_refusal_of_an_unknown_url_changes_nothing(owner: Registry) -> None:
 def test_a_probe_s_own_refusal_is_one_sample_not_two(owner: Registry, monkeypatch) -> None:
     replica = owner.replica("a")
 
-    def probe(url: str, question: Question, **_: Any) -> Probe:
-        refusal_record(url)
+    def probe(patient: ReplicaPatient) -> Probe:
+        refusal_record(patient.row.url)
         return bad("peer_refused")
 
-    monkeypatch.setattr(rounds, "probe", probe)
+    monkeypatch.setattr(ReplicaPatient, "probe", probe)
 
     assert probe_now([replica]) == {"a": False}
 
@@ -310,7 +309,7 @@ def test_a_replica_that_is_removed_during_a_round_is_forgotten(owner: Registry, 
         return bad()
 
     peers["a"] = removed
-    whole = Round([replica])
+    whole = Round([ReplicaPatient(replica, question_now())])
     Replica.objects.all().delete()
 
     whole.run()

@@ -162,7 +162,22 @@ def test_a_wait_that_comes_while_its_lane_gives_up_gets_a_thread_and_only_one(
     of_third = lane._thread
     lane.leave(second)
     lane.leave(third)
+    lane.stop()
     assert of_second is of_third is not None
+
+
+def test_lanes_that_are_ended_have_no_threads_and_later_waits_get_others(shard: Shard, senders: Senders) -> None:
+    senders.position = Position(1, 5)
+    assert wait_for(Position(1, 5)).reached
+    ended = lanes._lanes.lane(shard.view, COPY)
+
+    lanes.reset()
+
+    assert not [thread for thread in threading.enumerate() if thread.name == "lane-replica_1"]
+    late = lanes.Wait(Position(9, 9))
+    ended.join(late)
+    assert late.failed == {"replica_1": "this process sends no more"}
+    assert wait_for(Position(1, 5)).reached
 
 
 def test_a_thread_that_cannot_be_started_fails_the_wait_and_leaves_nothing_behind(

@@ -85,6 +85,7 @@ def test_where_the_copy_is_is_answered_with_what_it_has_promised(replica):
         "term": replica.position.term,
         "seq": replica.position.seq,
         "promised_term": 1,
+        "epoch": 3,
     }
     assert answer["X-MLVDB-Epoch"] == "3"
 

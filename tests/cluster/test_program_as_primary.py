@@ -110,7 +110,6 @@ def test_without_a_manager_the_processor_is_that_of_the_library(head) -> None:
 @pytest.mark.parametrize(
     ("given", "field"),
     [
-        ({"sharding_manager": object()}, "sharding_manager"),
         ({"consistency": "two"}, "consistency"),
         ({"read_preference": "far"}, "read_preference"),
     ],

@@ -19,7 +19,7 @@ from cluster.replication.quorum import PRIMARY
 from cluster.replication.votes import Ballot
 from cluster.services import accession, promotion
 from cluster.services.eligibility import Unfit
-from cluster.services.promotion import Detached, NotAReplica, promote, stand_again, take_over
+from cluster.services.promotion import Detached, NotAReplica, TakeOver, promote, stand_again, take_over
 from cluster.services.taking import StaleEpoch, placement_take
 from cluster.services.voting import NoVote, placement_tell, vote_give
 from cluster.states import CopyState, Membership
@@ -431,7 +431,7 @@ def test_force_asks_a_living_primary_to_hand_over_and_then_loses_nothing(members
     def hand_over() -> dict[str, Any]:
         receive_entries(own_head().shard_id, 7)
         members.alive(PRIMARY, role="primary", seq=9, promised_term=2)
-        return take_over(SHARD, **order(Position(1, 9)))
+        return take_over(**order(Position(1, 9)))
 
     monkeypatch.setattr(members, "hand_over", hand_over)
 
@@ -760,12 +760,11 @@ def test_a_fenced_primary_refuses_writes_and_a_reelected_one_takes_them(fenced: 
 # -- taking over -------------------------------------------------------------------------------------------------
 
 
-def order(at: Position, **changes: Any) -> dict[str, Any]:
+def order(at: Position, *, term: int = 2, **changes: Any) -> dict[str, Any]:
     return {
+        "orders": [TakeOver(SHARD, term, at)],
         "cluster": CLUSTER,
         "epoch": 3,
-        "term": 2,
-        "at": at,
         "sender": PRIMARY_NODE,
         "force": False,
         "actor": "user ada",
@@ -777,10 +776,10 @@ def test_a_replica_takes_over_in_the_term_that_the_primary_has_promised(members:
     become_replica(placement_document("replica_2"), entries=3)
     members.alive(PRIMARY, seq=3)
 
-    taken = take_over(SHARD, **order(Position(1, 3)))
+    taken = take_over(**order(Position(1, 3)))
 
     assert taken == {"term": 2, "seq": 4, "epoch": 4}
-    assert take_over(SHARD, **order(Position(1, 3))) == taken
+    assert take_over(**order(Position(1, 3))) == taken
     assert "user ada" in ClusterEvent.objects.get(action="took_over").actor
 
 
@@ -793,7 +792,7 @@ def test_an_order_that_does_not_fit_changes_nothing(members: Members, changes: d
     members.alive(PRIMARY, seq=3)
 
     with pytest.raises(Conflict):
-        take_over(SHARD, **order(Position(1, 3), **changes) if "at" not in changes else order(**changes))
+        take_over(**order(Position(1, 3), **changes) if "at" not in changes else order(**changes))
 
     assert untouched()
 

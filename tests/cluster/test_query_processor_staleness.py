@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from cluster.models import Placement
+from cluster.query_processor import staleness
 from cluster.query_processor.staleness import Hearing
 from tests.cluster.members import SHARD, become_replica, placement_document
 
@@ -75,3 +78,15 @@ def test_a_look_that_finds_nothing_new_makes_the_next_change_younger(hearing, cl
 
 def test_a_shard_without_a_placement_has_no_known_lag(hearing):
     assert hearing.lag("f" * 32, 10) is None
+
+
+def test_its_thread_looks_on_between_reads_and_ends_when_it_is_told_to(clock, monkeypatch, wait_for):
+    monkeypatch.setattr(staleness, "LOOK_EVERY_S", 0.01)
+    hearing = Hearing(clock=clock)
+    hearing.lag(SHARD, 10)
+    clock.now += 5
+    wait_for(lambda: hearing._heard[SHARD].looked_at == clock.now)
+
+    hearing.stop()
+
+    assert not [thread for thread in threading.enumerate() if thread.name == "hearing"]

@@ -27,6 +27,7 @@ from cluster.services.placements import placement_push_now, placements_push, pla
 from cluster.services.registry import ReplicaExists, ReplicationNotEnabled, replica_add
 from cluster.states import CopyState, PeerHealth
 from cluster.topology import TopologyView, topology
+from cluster.transport import PROTOCOL
 from cluster.transport.errors import PeerRejected
 from mlvdb_site.markers import topology_marker
 from tests.cluster.scripted_peer import ScriptedPeer
@@ -212,7 +213,7 @@ def test_a_node_found_later_to_be_another_replica_is_refused(primary: ShardHead,
 @pytest.mark.parametrize(
     ("status", "error"),
     [
-        ({"protocol": 2, "version": "9.0"}, Incompatible),
+        ({"protocol": PROTOCOL + 1, "version": "9.0"}, Incompatible),
         ({"empty": False, "rows": 12}, NodeHoldsRows),
         ({"replicas": 2, "cluster": "c" * 32, "is_owner": True}, Cycle),
         ({"cluster": "c" * 32, "shards": [{"uid": "u", "role": "replica"}]}, WrongCluster),

@@ -268,6 +268,37 @@ def test_two_threads_of_a_worker_never_wait():
         pass
 
 
+def test_a_request_counts_once_whatever_it_waits_for_and_in_whichever_thread():
+    waits = Waits(3)
+    seen = []
+    calls = CallThreads(per_peer=2)
+    done = threading.Event()
+
+    def call() -> None:
+        with waits.slot():
+            seen.append("thread")
+        done.set()
+
+    with waits.request_slot(), waits.slot():
+        calls.start("a", call)
+        assert done.wait(5)
+        other = threading.Thread(target=lambda: seen.append(is_busy(waits)))
+        other.start()
+        other.join(5)
+
+    assert seen == ["thread", True]
+    assert not is_busy(waits)
+
+
+def is_busy(waits: Waits) -> bool:
+    """Whether another request may not wait now."""
+    try:
+        with waits.slot():
+            return False
+    except Busy:
+        return True
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_a_worker_of_few_threads_lets_one_wait(threads):
     assert Waits(threads).limit == 1

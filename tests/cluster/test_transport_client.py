@@ -380,6 +380,22 @@ def test_a_connection_lost_in_the_middle_of_an_answer_is_tried_again(calls: Peer
     assert calls.call(there.url, "GET", STATUS).body == b"whole"
 
 
+def test_a_peer_that_is_gone_at_the_second_try_may_have_done_the_first(calls: PeerClient, peer: MakePeer) -> None:
+    def script(connection: Connection) -> None:
+        connection.request()
+        there.close()
+
+    there = peer(script)
+
+    with pytest.raises(PeerRefused) as caught:
+        calls.call(there.url, "POST", STATUS, body=b"rows")
+    assert caught.value.may_be_done
+
+    with pytest.raises(PeerRefused) as caught:
+        calls.call(there.url, "POST", STATUS, body=b"rows")
+    assert not caught.value.may_be_done
+
+
 def test_the_second_try_has_what_is_left_of_the_time(calls: PeerClient, peer: MakePeer) -> None:
     def script(connection: Connection) -> None:
         connection.request()

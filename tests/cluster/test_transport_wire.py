@@ -1,4 +1,4 @@
-"""Reads between nodes: what is packed here is the same there, and what is damaged on the way is refused."""
+"""Reads and writes between nodes: what is packed here is the same there, and what is damaged on the way is refused."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from cluster.transport import wire
 from cluster.transport.wire import WireError
 from tests.engine.test_filter_documents import FILTERS
 from vectors.engine.filters import parse_filter
+from vectors.engine.namespace import NamespaceSpec
+from vectors.engine.slots import SlotSet
 from vectors.query_processor.port import (
     Answer,
     Fetched,
@@ -23,9 +25,12 @@ from vectors.query_processor.port import (
     Page,
     Record,
     RequestOptions,
+    Scope,
     SearchRequest,
     ShardAccount,
     StorageInfo,
+    VectorBatch,
+    WriteResult,
 )
 
 ACCOUNTS = [
@@ -170,7 +175,13 @@ def odd(operation: str, arguments: Any, options: Any, position: Any) -> bytes:
         msgpack.packb({"op": 7}),
         msgpack.packb({"op": "get", "body": b"", "crc": 0}),
         msgpack.packb({"op": "get", "body": "text", "crc": 0}),
-        odd("upsert_many", {}, {}, None),
+        odd("insert", {}, {}, None),
+        odd("upsert_many", {"batch": b"rows"}, {}, None),
+        odd("upsert_many", {"batch": msgpack.ExtType(6, msgpack.packb([[b"a"], b"", []]))}, {}, None),
+        odd("upsert_many", {"batch": msgpack.ExtType(6, msgpack.packb([[b"a"]]))}, {}, None),
+        odd("count", {}, {"scope": msgpack.ExtType(5, msgpack.packb([1, b"short", None]))}, None),
+        odd("count", {}, {"scope": msgpack.ExtType(5, msgpack.packb(["1", None, None]))}, None),
+        odd("count", {}, {"scope": msgpack.ExtType(5, msgpack.packb([1, None, {"nonsense": 1}]))}, None),
         odd("__class__", {}, {}, None),
         odd("get", {"key": "text", "namespace": "a"}, {}, None),
         odd("get", {"key": b"a", "namespace": "a", "options": 1}, {}, None),
@@ -228,6 +239,51 @@ def test_a_cut_answer_is_refused(cut: int) -> None:
 def test_the_answer_of_another_read_is_refused() -> None:
     with pytest.raises(WireError):
         wire.answer_of("scroll", wire.answer_body("count", Answer(3, [])))
+
+
+@pytest.mark.parametrize(
+    "scope",
+    [
+        Scope(7),
+        Scope(2**53, SlotSet.of([0, 5, 16383])),
+        Scope(1, None, NamespaceSpec("a" * 32, "books", 384, "l2", 0.95, "24x16")),
+    ],
+)
+def test_what_of_a_shard_counts_arrives_as_it_was(scope: Scope) -> None:
+    asked = wire.read_of(wire.read_request("count", {"namespace": "books"}, RequestOptions(scope=scope)))
+
+    assert asked.options.scope == scope
+
+
+def test_rows_to_write_arrive_bit_by_bit() -> None:
+    values = np.array([[1.0, np.float32(0.1), -0.0], [np.float32(1e-45), 3.4e38, 5.0]], dtype=np.float32)
+    batch = VectorBatch([b"\x01a", b"\x03b"], values, [b"{}", b'{"n":1}'])
+
+    asked = wire.read_of(wire.read_request("upsert_many", {"batch": batch, "namespace": "books"}, OPTIONS))
+
+    arrived = asked.arguments["batch"]
+    assert (arrived.keys, arrived.metadata) == (batch.keys, batch.metadata)
+    assert (arrived.values.tobytes(), arrived.values.dtype) == (values.tobytes(), np.dtype("f4"))
+    assert asked.options == OPTIONS
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        WriteResult([b"\x01a", b"\x03b"], 2, {"shard_r": "0.0a0a0a0a.1.5"}, {"shard_r": ("a" * 32, 1, 5)}),
+        WriteResult([], 0, {}),
+    ],
+)
+def test_the_answer_of_a_write_arrives_as_it_was(result: WriteResult) -> None:
+    assert wire.write_answer_of(wire.write_answer_body(result)) == result
+
+
+def test_the_answer_of_a_write_that_is_damaged_or_none_is_refused() -> None:
+    answer = wire.write_answer_body(WriteResult([b"\x01a"], 1, {}))
+
+    for data in (b"", answer[:-1], answer[:4] + b"x" + answer[5:], wire.answer_body("count", Answer(3, []))):
+        with pytest.raises(WireError):
+            wire.write_answer_of(data)
 
 
 def plain(value: Any) -> Any:
