@@ -75,7 +75,9 @@ def agree(
     promised_term = 0
     if not quorum.is_reached(level, positions.keys(), members):
         gathering = Gathering(
-            [_attempt(copy, view.cluster, shard.uid) for copy in asked], deadline=deadline, threads=means.threads
+            [_attempt(copy, view.cluster_of(shard), shard.uid) for copy in asked],
+            deadline=deadline,
+            threads=means.threads,
         )
         while not quorum.is_reached(level, positions.keys(), members):
             # Those that answer soon are counted also when it is clear that they are not enough.
@@ -87,8 +89,10 @@ def agree(
                 lost.add(outcome.name)
                 why[outcome.name] = _reason(outcome.error)
                 continue
-            if outcome.answer.epoch > view.epoch:
-                raise MembersChanged(f"{outcome.name} knows epoch {outcome.answer.epoch}, this node {view.epoch}")
+            if outcome.answer.epoch > view.epoch_of(shard):
+                raise MembersChanged(
+                    f"{outcome.name} knows epoch {outcome.answer.epoch}, this node {view.epoch_of(shard)}"
+                )
             positions[outcome.name] = outcome.answer.position
             promised_term = max(promised_term, outcome.answer.promised_term)
     if here is not None and head is not None and head.takes_writes and promised_term > head.term:

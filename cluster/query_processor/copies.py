@@ -19,6 +19,7 @@ from vectors.errors import NotReady, TokenLost
 from vectors.query_processor import Answer, LocalQueryProcessor, RequestOptions, ShardAccount
 from vectors.store import log, terms
 from vectors.store.log import Position
+from vectors.store.slots import slots_now
 from vectors.store.terms import TokenState
 from vectors.tokens import Token
 
@@ -117,7 +118,7 @@ class Here:
         head = self.head()
         if self.copy.is_primary and requirement is NOTHING and head.takes_writes:
             return read.of(self.processor, options)
-        if not self.has(requirement, head):
+        if not self.has(requirement, head) or not self.has_slots(options):
             raise self.refusal(requirement, head)
         error = self._not_whole() if requirement.position is None else None
         if error is not None and not read.allows_partial(options):
@@ -130,6 +131,18 @@ class Here:
         answer = read.of(self.processor, self._local(options, requirement, head))
         lag = self._lag(head, requirement, is_stand_in)
         return Answer(answer.value, [self._account(account, head, lag, error) for account in answer.shards])
+
+    def has_slots(self, options: RequestOptions) -> bool:
+        """Whether the copy is past the entries of its log by which its shard got all slots that are asked for.
+
+        Rows that were moved to the shard lie before them. A copy that has yet to receive them would miss rows which
+        their former shard has let go of since, and that is more than being a few writes behind.
+        """
+        owned = None if options.scope is None else options.scope.owned
+        if owned is None or self.copy.is_primary:
+            return True
+        now = slots_now(self.shard_id)
+        return now is None or not owned - now.writable
 
     def refusal(self, requirement: Requirement, head: log.Head) -> TokenLost | CopyBehind:
         """Return the error for a state that this copy does not have: lost, or not reached yet."""

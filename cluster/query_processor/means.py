@@ -11,6 +11,7 @@ from django.db import connections
 
 from cluster.query_processor.copies import Here
 from cluster.query_processor.staleness import hearing
+from cluster.replication.knocks import knock
 from cluster.routing.choice import Copy
 from cluster.routing.threads import CallThreads
 from cluster.routing.waits import Waits
@@ -28,18 +29,40 @@ class Means:
         self.threads = CallThreads(per_peer=settings.MLVDB_THREADS, on_idle=connections.close_all)
         self._turns = itertools.count()
         self._local: dict[int, LocalQueryProcessor] = {}
+        self._primaries: dict[int, LocalQueryProcessor] = {}
+        # Processes of one node begin with different shards.
+        self._drawn = os.getpid()
+        self._drawing = threading.Lock()
 
     def turn(self) -> int:
         """Return the number of a read, counting up: what spreads them."""
         return next(self._turns)
 
+    def draws(self, count: int) -> int:
+        """Return the number of the first of `count` generated ids, counting up: whose turn it is."""
+        with self._drawing:
+            first = self._drawn
+            self._drawn += count
+        return first
+
+    def primary(self, shard_id: int) -> LocalQueryProcessor:
+        """Return a copy of this node to write to, which tells the senders."""
+        processor = self._primaries.get(shard_id)
+        if processor is None:
+            processor = self._primaries.setdefault(shard_id, LocalQueryProcessor(shard_id, on_knock=knock))
+        return processor
+
     def here(self, shard: ShardView, copy: Copy) -> Here:
         """Return the copy of a shard on this node, to read from."""
         assert shard.shard_id is not None
-        processor = self._local.get(shard.shard_id)
+        return Here(shard, shard.shard_id, copy, self.own(shard.shard_id), hearing())
+
+    def own(self, shard_id: int) -> LocalQueryProcessor:
+        """Return a copy of this node to read from, by its key."""
+        processor = self._local.get(shard_id)
         if processor is None:
-            processor = self._local.setdefault(shard.shard_id, LocalQueryProcessor(shard.shard_id))
-        return Here(shard, shard.shard_id, copy, processor, hearing())
+            processor = self._local.setdefault(shard_id, LocalQueryProcessor(shard_id))
+        return processor
 
 
 _means: Means | None = None

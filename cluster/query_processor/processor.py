@@ -1,7 +1,9 @@
-"""The port of `vectors` across copies: single nodes answer as before, others plan shard by shard.
+"""The port of `vectors` on every node: which of the ways to answer is this node's.
 
-A node holds one shard, so a plan has one step; what is said of a shard here, and of which copy of it is asked, holds
-for each step of a longer one.
+A single node answers from its shard copy. A coordinator plans over shards (`cluster.query_processor.sharded`), and so
+do, for reads, its replicas, by what their placements say. Every other node has a copy of one shard: as a primary or a
+replica it answers for that shard from its copies; as another coordinator's shard it takes writes from that coordinator
+alone, and a client that asks it directly sees the rows that it owns.
 """
 
 from __future__ import annotations
@@ -13,8 +15,11 @@ from typing import Any
 from cluster.overview import storage_section
 from cluster.query_processor.reading import Read
 from cluster.query_processor.reads import read_shard
+from cluster.query_processor.shard_node import not_coordinator, read_own_slots
+from cluster.query_processor.sharded.processor import ShardedQueryProcessor
 from cluster.query_processor.writes import not_primary, write_namespace, write_rows
 from cluster.replication.knocks import knock
+from cluster.shards_overview import sharding_section
 from cluster.topology import ShardView, TopologyView, topology
 from vectors import services
 from vectors.engine.filters import Filter
@@ -49,11 +54,14 @@ class ClusterQueryProcessor:
         self._request_checkpoint = request_checkpoint
         self._single = LocalQueryProcessor(shard_id, request_checkpoint=request_checkpoint, on_knock=knock)
         self._local: dict[int, LocalQueryProcessor] = {}
+        self._sharded = ShardedQueryProcessor(self._copy)
 
     # Writes.
 
     def insert(self, batch: VectorBatch, *, namespace: str, options: RequestOptions = DEFAULT_OPTIONS) -> WriteResult:
         """Write one row."""
+        if (sharded := self._coordinator()) is not None:
+            return sharded.insert(batch, namespace=namespace, options=options)
         local = self._primary()
         return write_rows(options, lambda: local.insert(batch, namespace=namespace, options=options))
 
@@ -61,6 +69,8 @@ class ClusterQueryProcessor:
         self, batch: VectorBatch, *, namespace: str, options: RequestOptions = DEFAULT_OPTIONS
     ) -> WriteResult:
         """Write many rows."""
+        if (sharded := self._coordinator()) is not None:
+            return sharded.upsert_many(batch, namespace=namespace, options=options)
         local = self._primary()
         return write_rows(options, lambda: local.upsert_many(batch, namespace=namespace, options=options))
 
@@ -68,6 +78,8 @@ class ClusterQueryProcessor:
         self, key: bytes, *, metadata: bytes, namespace: str, options: RequestOptions = DEFAULT_OPTIONS
     ) -> WriteResult:
         """Merge metadata into a row."""
+        if (sharded := self._coordinator()) is not None:
+            return sharded.patch(key, metadata=metadata, namespace=namespace, options=options)
         local = self._primary()
         return write_rows(options, lambda: local.patch(key, metadata=metadata, namespace=namespace, options=options))
 
@@ -80,6 +92,8 @@ class ClusterQueryProcessor:
         options: RequestOptions = DEFAULT_OPTIONS,
     ) -> WriteResult:
         """Delete by keys or by filter."""
+        if (sharded := self._coordinator()) is not None:
+            return sharded.delete(namespace=namespace, keys=keys, filter=filter, options=options)
         local = self._primary()
         return write_rows(options, lambda: local.delete(namespace=namespace, keys=keys, filter=filter, options=options))
 
@@ -94,37 +108,48 @@ class ClusterQueryProcessor:
         options: RequestOptions = DEFAULT_OPTIONS,
     ) -> NamespaceInfo:
         """Make or change a namespace."""
+        given: dict[str, Any] = {
+            "dimension": dimension,
+            "metric": metric,
+            "recall_target": recall_target,
+            "picture": picture,
+            "options": options,
+        }
+        if (sharded := self._coordinator()) is not None:
+            return sharded.namespace_put(name, **given)
         local = self._primary()
-        return write_namespace(
-            local,
-            options,
-            lambda: local.namespace_put(
-                name,
-                dimension=dimension,
-                metric=metric,
-                recall_target=recall_target,
-                picture=picture,
-                options=options,
-            ),
-        )
+        return write_namespace(local, options, lambda: local.namespace_put(name, **given))
 
     def namespace_drop(self, name: str, *, options: RequestOptions = DEFAULT_OPTIONS) -> WriteResult:
         """End a namespace."""
+        if (sharded := self._coordinator()) is not None:
+            return sharded.namespace_drop(name, options=options)
         local = self._primary()
         return write_rows(options, lambda: local.namespace_drop(name, options=options))
 
+    def _coordinator(self) -> ShardedQueryProcessor | None:
+        """Return what plans over shards, where this node has any and not one of its copies was meant."""
+        return self._sharded if self._shard_id is None and topology().sharding is not None else None
+
     def _primary(self) -> LocalQueryProcessor:
-        """Return the primary's copy of the shard that takes the rows, which must be here; raise NotPrimary."""
+        """Return the primary's copy of the node's shard, which must be here; raise NotPrimary."""
         view = topology()
         if view.is_single:
             return self._single
         shard = self._shard(view)
+        assignment = view.assignment_of(shard)
+        if assignment is not None:
+            raise not_coordinator(assignment)
         if not shard.is_local_primary or shard.shard_id is None:
             raise not_primary(shard)
-        local = self._local.get(shard.shard_id)
+        return self._copy(shard.shard_id)
+
+    def _copy(self, shard_id: int) -> LocalQueryProcessor:
+        """Return a copy of this node to write to, which tells the senders."""
+        local = self._local.get(shard_id)
         if local is None:
-            made = LocalQueryProcessor(shard.shard_id, request_checkpoint=self._request_checkpoint, on_knock=knock)
-            local = self._local.setdefault(shard.shard_id, made)
+            made = LocalQueryProcessor(shard_id, request_checkpoint=self._request_checkpoint, on_knock=knock)
+            local = self._local.setdefault(shard_id, made)
         return local
 
     # Reads.
@@ -215,18 +240,26 @@ class ClusterQueryProcessor:
         answer: Answer[StorageInfo] = (
             self._single.storage_info(options=options) if view.is_single else self._read(view, options, "storage_info")
         )
-        section = storage_section()
-        if section is None:
+        told = {"replication": storage_section(), "sharding": sharding_section()}
+        sections = {name: section for name, section in told.items() if section is not None}
+        if not sections:
             return answer
-        value = replace(answer.value, sections={**answer.value.sections, "replication": section})
+        value = replace(answer.value, sections={**answer.value.sections, **sections})
         return replace(answer, value=value)
 
     def _read(self, view: TopologyView, options: RequestOptions, operation: str, **arguments: Any) -> Answer[Any]:
-        return read_shard(view, self._shard(view), Read(operation, arguments), options)
+        if view.routes is not None and self._shard_id is None:
+            answer: Answer[Any] = getattr(self._sharded, operation)(**arguments, options=options)
+            return answer
+        shard = self._shard(view)
+        if view.assignment_of(shard) is not None:
+            return read_own_slots(shard.uid, Read(operation, arguments), options)
+        return read_shard(view, shard, Read(operation, arguments), options)
 
     def _shard(self, view: TopologyView) -> ShardView:
         """Return the shard that has the rows; raise NotReady while this node has none."""
-        for shard in view.shards.values():
-            if self._shard_id in (None, shard.shard_id):
-                return shard
+        kept = [shard for shard in view.shards.values() if self._shard_id in (None, shard.shard_id)]
+        # Copies of shards that are clusters of their own come last: what this node is, it is by its own cluster.
+        for shard in sorted(kept, key=lambda shard: view.cluster_of(shard) != view.cluster):
+            return shard
         raise NotReady("this node has no shard yet", retry_after_s=1)

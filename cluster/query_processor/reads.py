@@ -79,7 +79,9 @@ class _ShardRead:
         if self.wanted.token is not None:
             return self._with_token(plan, Requirement(token=self.wanted.token))
         if plan.is_here and self.here is not None:
-            return self.here.read(self.read, self.options)
+            if self.here.has_slots(self.options):
+                return self.here.read(self.read, self.options)
+            plan = plan_read(self.copies, "primary")
         with self.means.waits.slot():
             return self._first(plan, NOTHING)
 
@@ -224,7 +226,7 @@ class _ShardRead:
             min_seq={} if token is None else {self.shard.label: str(token)},
         )
         # Called in another thread, perhaps: nothing of this request's database connection is in it.
-        cluster, uid = self.view.cluster, self.shard.uid
+        cluster, uid = self.view.cluster_of(self.shard), self.shard.uid
         return Attempt(
             copy.name,
             copy.url,

@@ -1,20 +1,26 @@
-"""Copies on other nodes: asked through `/cluster/node/shards/<uid>/read`, which answers from its own copy alone."""
+"""Copies and shards on other nodes, asked through `/cluster/node/shards/<uid>/read` and `…/write`.
+
+A copy of this node's own cluster answers for itself alone. A shard's node answers the coordinator for the whole shard:
+it chooses among the shard's copies and waits for levels itself.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlencode
 
 import msgpack
 from django.conf import settings
 
+from cluster.query_processor.errors import CopyBehind, CopySyncing, ShardUnavailable
 from cluster.query_processor.reading import Read
 from cluster.transport import wire
 from cluster.transport.client import PeerAnswer, peer_client
 from cluster.transport.errors import PeerGarbled, PeerRejected
 from vectors import errors
 from vectors.errors import MLVectorDBError
-from vectors.query_processor import Answer, RequestOptions
+from vectors.query_processor import Answer, RequestOptions, WriteResult
 from vectors.store.log import Position
 
 CONTENT_TYPE = "application/msgpack"
@@ -22,8 +28,19 @@ POSITION = "position"
 """The operation that answers where a copy is, and nothing else."""
 
 
+LAGGING_HEADER = "X-MLVDB-Lagging"
+"""On the answer to a write: the names of copies that are too far behind to take the primary's place."""
+
+
+class RemoteWrite(NamedTuple):
+    """What came of a write at a shard's node, and which of its copies lag too far."""
+
+    result: WriteResult
+    lagging: frozenset[str]
+
+
 class CopyPosition(NamedTuple):
-    """Where a copy is, what it has promised, and which epoch its node knows."""
+    """Where a copy is, what it has promised, and which epoch of the shard's cluster its node knows."""
 
     position: Position
     promised_term: int
@@ -36,7 +53,8 @@ def remote_position(url: str, cluster: str, shard_uid: str, *, timeout_s: float)
     try:
         found = msgpack.unpackb(answer.body)
         position = Position(int(found["term"]), int(found["seq"]))
-        return CopyPosition(position, int(found["promised_term"]), answer.epoch or 0)
+        # The header has the epoch of the node's own cluster, which need not be the shard's.
+        return CopyPosition(position, int(found["promised_term"]), int(found.get("epoch", answer.epoch or 0)))
     except (ValueError, TypeError, KeyError, msgpack.UnpackException) as error:
         raise PeerGarbled(f"answered no position: {error!r}", url=url) from None
 
@@ -67,23 +85,73 @@ def remote_read(
         raise PeerGarbled(f"answered nothing that can be read: {error}", url=url) from None
 
 
-def domain_error(rejected: PeerRejected) -> MLVectorDBError | None:
-    """Return the error that a peer's refusal of a read is to this node's client; None when it is about the peer."""
-    made = _BY_CODE.get(rejected.peer_code)
-    if made is None or not 400 <= rejected.peer_status < 500 or made.status != rejected.peer_status:
+def remote_write(
+    url: str,
+    cluster: str,
+    shard_uid: str,
+    operation: str,
+    arguments: Mapping[str, Any],
+    options: RequestOptions,
+    *,
+    timeout_s: float,
+) -> RemoteWrite:
+    """Have a shard's node do a write at its level within `timeout_s`.
+
+    Raise the errors of `cluster.transport`; `PeerRejected` is what the node itself has said, see `domain_error`.
+    """
+    answer = _call(
+        url,
+        cluster,
+        shard_uid,
+        wire.read_request(operation, arguments, options),
+        timeout_s,
+        route="write",
+        # Rows written twice are the same rows; a deletion done twice would be counted by what was left to delete.
+        idempotent=operation != "delete",
+    )
+    try:
+        lagging = frozenset(name for name in answer.headers.get(LAGGING_HEADER, "").split(",") if name)
+        return RemoteWrite(wire.write_answer_of(answer.body), lagging)
+    except ValueError as error:
+        raise PeerGarbled(f"answered nothing that can be read: {error}", url=url) from None
+
+
+def domain_error(rejected: PeerRejected, *, of_shard: bool = False) -> MLVectorDBError | None:
+    """Return the error that a peer's refusal is to this node's client; None when it is about the peer.
+
+    What another copy might answer otherwise is about the peer too, but where the peer has answered for all copies of a
+    shard (`of_shard`).
+    """
+    made = _BY_CODE.get(rejected.peer_code) or (_OF_SHARDS.get(rejected.peer_code) if of_shard else None)
+    if made is None or made.status != rejected.peer_status:
         return None
-    return made(rejected.peer_message, field=rejected.peer_field, detail=rejected.peer_detail)
+    return made(
+        rejected.peer_message,
+        field=rejected.peer_field,
+        detail=rejected.peer_detail,
+        retry_after_s=rejected.retry_after_s,
+    )
 
 
-def _call(url: str, cluster: str, shard_uid: str, body: bytes, timeout_s: float) -> PeerAnswer:
+def _call(
+    url: str,
+    cluster: str,
+    shard_uid: str,
+    body: bytes,
+    timeout_s: float,
+    *,
+    route: str = "read",
+    idempotent: bool = True,
+) -> PeerAnswer:
     query = urlencode({"cluster": cluster})
     return peer_client().call(
         url,
         "POST",
-        f"/cluster/node/shards/{quote(shard_uid, safe='')}/read?{query}",
+        f"/cluster/node/shards/{quote(shard_uid, safe='')}/{route}?{query}",
         body=body,
         content_type=CONTENT_TYPE,
         timeout_s=min(timeout_s, settings.MLVDB_PEER_TIMEOUT_S),
+        idempotent=idempotent,
     )
 
 
@@ -97,5 +165,29 @@ _BY_CODE = {
         errors.NamespaceNotFound,
         errors.VectorNotFound,
         errors.TokenLost,
+        errors.StaleScope,
     )
 }
+"""What every copy would say."""
+
+_OF_SHARDS = {
+    kind.code: kind
+    for kind in (
+        errors.SlotsClosed,
+        errors.NotPrimary,
+        errors.TooLarge,
+        errors.MemoryLimitReached,
+        errors.StorageFull,
+        errors.NotReady,
+        errors.NotEnoughCopies,
+        errors.Busy,
+        errors.CheckpointBehind,
+        errors.StorageBusy,
+        errors.StorageError,
+        errors.ShardDamaged,
+        CopyBehind,
+        CopySyncing,
+        ShardUnavailable,
+    )
+}
+"""What a node says that has asked the copies of its shard."""

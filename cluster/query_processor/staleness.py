@@ -45,6 +45,7 @@ class Hearing:
         self._lock = threading.Lock()
         self._heard: dict[str, _Heard] = {}
         self._thread: threading.Thread | None = None
+        self._stopped = threading.Event()
 
     def lag(self, shard_uid: str, seq: int) -> int | None:
         """Return how many operations a copy at `seq` lacks, as the primary was last heard; None when that is too long
@@ -57,6 +58,12 @@ class Hearing:
         if not self._note(shard_uid, int(count)):
             return None
         return max(0, int(primary_seq) - seq)
+
+    def stop(self) -> None:
+        """Look no more: the thread ends before this returns."""
+        self._stopped.set()
+        if self._thread is not None:
+            self._thread.join()
 
     def _note(self, shard_uid: str, count: int) -> bool:
         """Take in a look; return whether the primary was heard not long ago."""
@@ -75,14 +82,13 @@ class Hearing:
         if not self._looks_on or (self._thread is not None and self._thread.is_alive()):
             return
         with self._lock:
-            if self._thread is None or not self._thread.is_alive():
+            if not self._stopped.is_set() and (self._thread is None or not self._thread.is_alive()):
                 self._thread = threading.Thread(target=self._look_on, name="hearing", daemon=True)
                 self._thread.start()
 
     def _look_on(self) -> None:
         """Look at `heard` between reads, so that a change is noticed soon after it happened."""
-        while True:
-            time.sleep(LOOK_EVERY_S)
+        while not self._stopped.wait(LOOK_EVERY_S):
             try:
                 for shard_uid in list(self._heard):
                     row = one(_READ, (shard_uid,))
@@ -103,6 +109,14 @@ def hearing() -> Hearing:
     if _hearing is None:
         _hearing = Hearing()
     return _hearing
+
+
+def reset() -> None:
+    """Forget what this process has heard, and end its thread (tests)."""
+    global _hearing
+    current, _hearing = _hearing, None
+    if current is not None:
+        current.stop()
 
 
 def _forget_after_fork() -> None:

@@ -10,10 +10,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 from vectors.errors import Busy
 
 KEPT_FREE = 2
+
+_is_counted: ContextVar[bool] = ContextVar("is_counted", default=False)
 
 
 class Waits:
@@ -26,6 +29,9 @@ class Waits:
     @contextmanager
     def slot(self) -> Iterator[None]:
         """Count the calling thread as waiting while the block runs; raise Busy when too many do."""
+        if _is_counted.get():
+            yield
+            return
         if not self._free.acquire(blocking=False):
             raise Busy(
                 f"{self.limit} requests of this worker wait for other copies already",
@@ -36,3 +42,14 @@ class Waits:
             yield
         finally:
             self._free.release()
+
+    @contextmanager
+    def request_slot(self) -> Iterator[None]:
+        """Count a request once while the block runs, whatever it waits for in there, also in the threads that call
+        others on its behalf; raise Busy."""
+        with self.slot():
+            token = _is_counted.set(True)
+            try:
+                yield
+            finally:
+                _is_counted.reset(token)
