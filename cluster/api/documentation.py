@@ -6,8 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from cluster.api import picture, replication
-from cluster.api.disabled import DisabledView
+from cluster.api import moves, picture, replication, sharding
 from cluster.api.enabled import EnabledView
 from cluster.api.schemas import component_schemas
 from mlvdb_site.http.openapi import MEDIA_TYPES, Schema, add_components, describe, ref
@@ -15,6 +14,14 @@ from mlvdb_site.http.openapi import MEDIA_TYPES, Schema, add_components, describ
 _FORM = "application/x-www-form-urlencoded"
 _DONE: Schema = ref("ReplicationChange")
 _OBJECT: Schema = {"type": "object", "additionalProperties": True}
+
+_SHARD_ADDED = {
+    "status": "success",
+    "message": "Shard shard_3 added",
+    "shard_id": "shard_3",
+    "is_local": False,
+    "move": 1,
+}
 
 #: (view, method) → what it answers where it is enabled, and an example of that.
 _ANSWERS: Mapping[tuple[type[EnabledView], str], tuple[Schema, Any]] = {
@@ -33,9 +40,21 @@ _ANSWERS: Mapping[tuple[type[EnabledView], str], tuple[Schema, Any]] = {
     (replication.ReplicaPromoteView, "POST"): (_DONE, None),
     (replication.PromoteView, "POST"): (_DONE, None),
     (picture.TopologyView, "GET"): (_OBJECT, None),
-    (picture.MovesView, "GET"): (ref("Moves"), None),
-    (picture.MovesView, "POST"): (_OBJECT, None),
-    (picture.MoveView, "GET"): (ref("Move"), None),
+    (moves.MovesView, "GET"): (ref("Moves"), None),
+    (moves.MovesView, "POST"): (_OBJECT, None),
+    (moves.MoveView, "GET"): (ref("Move"), None),
+    (moves.MovePauseView, "POST"): (_DONE, None),
+    (moves.MoveResumeView, "POST"): (_DONE, None),
+    (moves.MoveCancelView, "POST"): (_DONE, None),
+    (sharding.ShardingInfoView, "GET"): (ref("ShardingInfo"), None),
+    (sharding.ShardsView, "POST"): (ref("ShardChange"), _SHARD_ADDED),
+    (sharding.LocalShardsView, "POST"): (ref("ShardChange"), _SHARD_ADDED),
+    (sharding.ShardView, "DELETE"): (ref("ShardChange"), {"status": "success", "message": "Shard shard_3 removed"}),
+    (sharding.ShardsHealthView, "GET"): (ref("ShardsHealth"), {"shards_health": {"shard_0": True}}),
+    (sharding.ShardHealthView, "GET"): (ref("ShardHealth"), {"shard_id": "shard_0", "is_healthy": True}),
+    (sharding.LocateView, "GET"): (ref("Location"), None),
+    (sharding.RedistributeView, "POST"): (_OBJECT, None),
+    (sharding.RedistributeAllView, "POST"): (_OBJECT, None),
     (picture.HealthHistoryView, "GET"): (ref("HealthHistory"), None),
 }
 _CHANGES_ERRORS = (404, 409)
@@ -46,30 +65,9 @@ def document(endpoints: list[Any], **context: Any) -> list[Any]:
     add_components(component_schemas())
     for path, _, method, callback in endpoints:
         view = callback.cls
-        if issubclass(view, DisabledView):
-            _document_disabled(path, method, view)
-        elif issubclass(view, EnabledView):
+        if issubclass(view, EnabledView):
             _document_enabled(path, method, view)
     return endpoints
-
-
-def _document_disabled(path: str, method: str, view: type[DisabledView]) -> None:
-    names = re.findall(r"{(\w+)}", path)
-    describe(
-        view,
-        method,
-        operation_id=_operation_id(path, method),
-        tag=path.split("/")[1],
-        summary=view.__doc__ or view.title,
-        description=f"Where it is not enabled: `{view.feature.message}`.",
-        path={name: {"type": "string"} for name in names},
-        body=None if method != "POST" else {"type": "object", "additionalProperties": True},
-        body_required=False,
-        example=view.examples.get(method),
-        answer=ref("Message"),
-        errors=(404, 405) if names else (),
-        body_types=(MEDIA_TYPES[0], _FORM),
-    )
 
 
 def _document_enabled(path: str, method: str, view: type[EnabledView]) -> None:

@@ -1,4 +1,4 @@
-"""The base of the endpoints of replication: they answer where it is enabled, and say so where it is not."""
+"""The base of the endpoints of replication and sharding: they answer where it is enabled, and say so where not."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from cluster.api.disabled import REPLICATION, Feature
+from cluster.api.disabled import REPLICATION, SHARDING, Feature
 from cluster.topology import topology
 from mlvdb_site.http.errors import RequestError
 from mlvdb_site.http.parameters import QueryParameter, flag
@@ -23,7 +23,7 @@ class _NotEnabled(RequestError):
 
 
 class EnabledView(NodeView):
-    """An endpoint that answers where replication is enabled: here, or by the owner of this node's registry.
+    """An endpoint that answers where its feature is enabled: here, or by the owner of this node's registry.
 
     Its parameters may come in the query or in a JSON or form body; the query wins. `feature` is what a node says is not
     enabled where it is not.
@@ -39,9 +39,13 @@ class EnabledView(NodeView):
         super().initial(request, *args, **kwargs)
         method = (request.method or "").lower()
         answered = method in self.http_method_names and hasattr(self, method)
-        if answered and method != "options" and not topology().replication_enabled:
+        if answered and method != "options" and not self.is_enabled():
             self.check_query(request)
             raise _NotEnabled(self.feature.message, code=self.feature.code)
+
+    def is_enabled(self) -> bool:
+        """Whether this node has what the endpoint is about."""
+        return is_enabled(self.feature)
 
     def check_query(self, request: Request) -> None:
         """Raise RequestError for a parameter of the wrong form, whether or not the feature is enabled."""
@@ -90,11 +94,28 @@ class EnabledView(NodeView):
         return name in given and flag(given[name], field=name)
 
 
+class PictureView(EnabledView):
+    """An endpoint of any node that is in a cluster, for whichever reason."""
+
+    feature = SHARDING
+
+    def is_enabled(self) -> bool:
+        """Whether this node has replicas or shards, or is one."""
+        return is_enabled(REPLICATION) or is_enabled(SHARDING) or topology().assignment is not None
+
+
+def is_enabled(feature: Feature) -> bool:
+    """Whether this node has a feature."""
+    view = topology()
+    return view.sharding is not None if feature is SHARDING else view.replication_enabled
+
+
 def _text(name: str, value: Any) -> str | None:
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, int):
-        return str(value)
+    if isinstance(value, int | float):
+        # The shortest text that is read as the same number.
+        return repr(value)
     raise RequestError(f"{name} must be a string", field=name)

@@ -1,4 +1,4 @@
-"""The cluster as a whole over HTTP: topology, moves, health over time. Reads only; other endpoints make moves."""
+"""The cluster as a whole over HTTP: topology, and health over time."""
 
 from __future__ import annotations
 
@@ -7,25 +7,21 @@ from typing import Any, ClassVar
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from cluster.api.disabled import SHARDING
-from cluster.api.enabled import EnabledView
-from cluster.api.query import DRY_RUN, HISTORY_LIMIT, HISTORY_REPLICA, MOVES_LIMIT
-from cluster.models import Move
-from cluster.overview import health_history, move_view, topology_picture
+from cluster.api.enabled import PictureView
+from cluster.api.query import HISTORY_LIMIT, HISTORY_REPLICA, HISTORY_SHARD
+from cluster.overview import health_history, shard_history, topology_picture
 from cluster.services.registry import replica_of
-from mlvdb_site.http.errors import RequestError
+from cluster.services.sharding import shard_of
 from mlvdb_site.http.parameters import whole_number
 
-_MOVES = 100
 _CHECKS = 100
 _MOST = 10_000
 
 
-class TopologyView(EnabledView):
+class TopologyView(PictureView):
     """The whole picture, for dashboards: shards, copies, running moves."""
 
     parameters: ClassVar = {"GET": ()}
-    feature = SHARDING
     title = "Topology"
 
     def get(self, request: Request) -> Response:
@@ -33,63 +29,32 @@ class TopologyView(EnabledView):
         return Response(topology_picture())
 
 
-class MovesView(EnabledView):
-    """Running and past changes of placement, newest first."""
+class HealthHistoryView(PictureView):
+    """How replicas and the shards of other nodes were over time, by the probes of the health monitor."""
 
-    parameters: ClassVar = {"GET": (MOVES_LIMIT,), "POST": (DRY_RUN,)}
-    feature = SHARDING
-    title = "Moves"
-
-    def check_query(self, request: Request) -> None:
-        """Check the limit."""
-        _limit(request, _MOVES)
-
-    def get(self, request: Request) -> Response:
-        """Return them."""
-        limit = _limit(request, _MOVES)
-        return Response({"moves": [move_view(move) for move in Move.objects.all()[:limit]]})
-
-    def post(self, request: Request) -> Response:
-        """Refuse: there are no slots to move on a node without shards of its own making."""
-        raise RequestError(self.feature.message, code=self.feature.code)
-
-
-class MoveView(EnabledView):
-    """A change of placement: plan, phase, progress."""
-
-    parameters: ClassVar = {"GET": ()}
-    feature = SHARDING
-    title = "Move"
-
-    def get(self, request: Request, move_id: str) -> Response:
-        """Return it."""
-        is_number = move_id.isascii() and move_id.isdigit() and len(move_id) <= 18
-        move = Move.objects.filter(pk=int(move_id)).first() if is_number else None
-        if move is None:
-            raise RequestError(f"there is no move {move_id}", code="move_not_found", status=404, field="move_id")
-        return Response(move_view(move))
-
-
-class HealthHistoryView(EnabledView):
-    """How the replicas were over time, by the probes of the health monitor."""
-
-    parameters: ClassVar = {"GET": (HISTORY_REPLICA, HISTORY_LIMIT)}
-    feature = SHARDING
+    parameters: ClassVar = {"GET": (HISTORY_REPLICA, HISTORY_SHARD, HISTORY_LIMIT)}
     title = "Health history"
 
     def check_query(self, request: Request) -> None:
         """Check the limit."""
-        _limit(request, _CHECKS)
+        limit_of(request, _CHECKS)
 
     def get(self, request: Request) -> Response:
-        """Return the newest probes of each replica, oldest first."""
-        replica = request.query_params.get("replica_id", "")
+        """Return the newest probes of each replica and each shard, oldest first; of one only when it is named."""
+        replica, shard = (request.query_params.get(name, "") for name in ("replica_id", "shard_id"))
         if replica:
             replica_of(replica)
-        history: dict[str, Any] = health_history(replica=replica, limit=_limit(request, _CHECKS))
-        return Response({"history": history})
+        if shard:
+            shard_of(shard)
+        limit = limit_of(request, _CHECKS)
+        answer: dict[str, Any] = {
+            "history": {} if shard and not replica else health_history(replica=replica, limit=limit),
+            "shards": {} if replica and not shard else shard_history(shard=shard, limit=limit),
+        }
+        return Response(answer)
 
 
-def _limit(request: Request, default: int) -> int:
+def limit_of(request: Request, default: int) -> int:
+    """Return the parameter `limit`; raise RequestError for what is no count."""
     text = request.query_params.get("limit")
     return default if text is None else whole_number(text, field="limit", minimum=1, maximum=_MOST)

@@ -15,10 +15,11 @@ from cluster.api.actors import actor_of
 from cluster.api.enabled import EnabledView
 from cluster.api.query import FORCE, NAMESPACE, REPLICA_ID, REPLICA_URL, SHARD_ID
 from cluster.health.rounds import probe_now
-from cluster.models import Replica
+from cluster.models import Replica, ShardCopy
 from cluster.overview import replication_info
 from cluster.query_processor.means import means
-from cluster.services import joining, registry
+from cluster.services import joining, registry, shard_replicas
+from cluster.services.failover import shard_look
 from cluster.services.handover import replica_promote
 from cluster.services.promotion import Promotion, promote
 from cluster.services.removal import replica_remove
@@ -56,13 +57,20 @@ class ReplicasView(EnabledView):
     def post(self, request: Request) -> Response:
         """Add it; the same id and URL again change nothing."""
         given = self.given(request, required=("replica_id", "replica_url"))
+        label = given.get("shard_id", "")
         with means().waits.slot():
-            replica, is_new = registry.replica_add(
-                name=given["replica_id"],
-                url=given["replica_url"],
-                shard=given.get("shard_id", ""),
-                actor=actor_of(request),
-            )
+            registry.check_owner()
+            elsewhere = shard_replicas.remote_shard(label)
+            added: dict[str, Any] = {
+                "name": given["replica_id"],
+                "url": given["replica_url"],
+                "actor": actor_of(request),
+            }
+            replica: Replica | ShardCopy
+            if elsewhere is None:
+                replica, is_new = registry.replica_add(**added, shard=label)
+            else:
+                replica, is_new = shard_replicas.copy_add(elsewhere, **added)
         message = f"Replica {replica.name} {'added' if is_new else 'is there already'}"
         answer: dict[str, Any] = {"status": "success", "message": message}
         if replica.last_error:
@@ -79,7 +87,7 @@ class ReplicasHealthView(EnabledView):
     def get(self, request: Request) -> Response:
         """Probe all replicas."""
         with means().waits.slot():
-            return Response({"replicas_health": probe_now(list(Replica.objects.all()))})
+            return Response({"replicas_health": probe_now(list(Replica.objects.all())) | shard_replicas.copies_check()})
 
 
 class ReplicaView(EnabledView):
@@ -91,8 +99,13 @@ class ReplicaView(EnabledView):
     def delete(self, request: Request, replica_id: str) -> Response:
         """Remove it, once a majority of the members that stay has all that it has; with `force` at once."""
         given = self.given(request)
+        force = self.given_flag(given, "force")
         with means().waits.slot():
-            replica_remove(name=replica_id, force=self.given_flag(given, "force"), actor=actor_of(request))
+            copy = shard_replicas.copy_of(replica_id)
+            if copy is None:
+                replica_remove(name=replica_id, force=force, actor=actor_of(request))
+            else:
+                shard_replicas.copy_remove(copy.shard, name=replica_id, force=force, actor=actor_of(request))
         return Response({"status": "success", "message": f"Replica {replica_id} removed"})
 
 
@@ -105,7 +118,12 @@ class ReplicaHealthView(EnabledView):
     def get(self, request: Request, replica_id: str) -> Response:
         """Probe it."""
         with means().waits.slot():
-            is_healthy = registry.replica_check(name=replica_id)
+            copy = shard_replicas.copy_of(replica_id)
+            is_healthy = (
+                registry.replica_check(name=replica_id)
+                if copy is None
+                else shard_replicas.copy_check(copy.shard, name=replica_id)
+            )
         return Response({"replica_id": replica_id, "is_healthy": is_healthy})
 
 
@@ -118,13 +136,23 @@ class ReplicaSyncView(EnabledView):
     def post(self, request: Request, replica_id: str) -> Response:
         """Start it; the move that is answered shows how far it is."""
         given = self.given(request)
+        copy = shard_replicas.copy_of(replica_id)
+        if copy is not None:
+            return self._of_shard(request, copy, given.get("namespace"))
         move = registry.replica_sync(name=replica_id, namespace=given.get("namespace"), actor=actor_of(request))
         message = f"{move.get_kind_display().capitalize()} of replica {replica_id} started"
         return Response({"status": "success", "message": message, "move": move.pk})
 
+    def _of_shard(self, request: Request, copy: ShardCopy, namespace: str | None) -> Response:
+        """Have the node of a shard do it; the move is in that node's list of moves."""
+        with means().waits.slot():
+            begun = shard_replicas.copy_sync(copy.shard, name=copy.name, namespace=namespace, actor=actor_of(request))
+        message = f"{begun['kind'].capitalize()} of replica {copy.name} started by shard {copy.shard.label}"
+        return Response({"status": "success", "message": message, "move": begun["move"], "move_at": copy.shard.url})
+
 
 class ReplicaPromoteView(EnabledView):
-    """Make a replica the primary of its shard; this node becomes its replica."""
+    """Make a replica the primary of its shard; this node, or the node of that shard, becomes its replica."""
 
     parameters: ClassVar = {"POST": (FORCE,)}
     title = "Promotion of a replica"
@@ -132,8 +160,14 @@ class ReplicaPromoteView(EnabledView):
     def post(self, request: Request, replica_id: str) -> Response:
         """Hand over to it."""
         given = self.given(request)
+        how: dict[str, Any] = {"force": self.given_flag(given, "force"), "actor": actor_of(request)}
         with means().waits.slot():
-            promoted = replica_promote(name=replica_id, force=self.given_flag(given, "force"), actor=actor_of(request))
+            copy = shard_replicas.copy_of(replica_id)
+            if copy is None:
+                promoted = replica_promote(name=replica_id, **how)
+            else:
+                promoted = shard_replicas.copy_promote(copy.shard, name=replica_id, **how)
+                shard_look(copy.shard_id)
         return Response(_promoted(promoted, f"Replica {replica_id} is the primary now, in term {promoted.term}"))
 
 

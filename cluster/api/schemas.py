@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from cluster.models import Move
-from cluster.states import CopyState, Membership, MovePhase, PeerHealth
+from cluster.states import CopyState, Membership, MovePhase, PeerHealth, ShardState
 from mlvdb_site.http.openapi import Schema
 
 _TEXT: Schema = {"type": "string"}
@@ -65,6 +65,53 @@ def component_schemas() -> Mapping[str, Schema]:
         "ReplicasHealth": _object(
             {"replicas_health": {"type": "object", "additionalProperties": _FLAG}}, required=("replicas_health",)
         ),
+        "Shard": _object(
+            {
+                "is_healthy": _FLAG,
+                "is_local": _FLAG,
+                "vector_count": _COUNT,
+                "slots": _COUNT,
+                "weight": {"type": "number"},
+                "state": {"type": "string", "enum": [state.value for state in ShardState]},
+                "url": _TEXT,
+                "last_health_check": _OPTIONAL_TEXT,
+                "last_error": _OPTIONAL_TEXT,
+            },
+            required=("is_healthy", "is_local", "vector_count", "slots"),
+        ),
+        "ShardingInfo": _object(
+            {
+                "total_shards": _COUNT,
+                "healthy_shards": _COUNT,
+                "sharding_strategy": {"type": "string", "enum": ["hash", "round_robin"]},
+                "epoch": _COUNT,
+                "shards": {"type": "object", "additionalProperties": {"$ref": "#/components/schemas/Shard"}},
+            },
+            required=("total_shards", "healthy_shards", "sharding_strategy", "epoch", "shards"),
+        ),
+        "ShardChange": _object(
+            {
+                "status": {"const": "success"},
+                "message": _TEXT,
+                "shard_id": _TEXT,
+                "is_local": _FLAG,
+                "move": {**_COUNT, "description": "The move that was started: `/cluster/moves/{id}`."},
+                "last_error": {**_TEXT, "description": "Why the shard's node could not be reached yet."},
+            },
+            required=("status", "message"),
+        ),
+        "ShardHealth": _object({"shard_id": _TEXT, "is_healthy": _FLAG}, required=("shard_id", "is_healthy")),
+        "ShardsHealth": _object(
+            {"shards_health": {"type": "object", "additionalProperties": _FLAG}}, required=("shards_health",)
+        ),
+        "Location": _object(
+            {
+                "shard_id": _TEXT,
+                "slot": _COUNT,
+                "copies": {"type": "array", "items": {"type": "object", "additionalProperties": True}},
+            },
+            required=("shard_id", "slot", "copies"),
+        ),
         "Move": _object(
             {
                 "id": _COUNT,
@@ -89,25 +136,24 @@ def component_schemas() -> Mapping[str, Schema]:
         ),
         "HealthHistory": _object(
             {
-                "history": {
-                    "type": "object",
-                    "additionalProperties": {
-                        "type": "array",
-                        "items": _object(
-                            {
-                                "at": _TEXT,
-                                "ok": _FLAG,
-                                "health": _TEXT,
-                                "took_ms": {"type": "number"},
-                                "error": _OPTIONAL_TEXT,
-                            },
-                            required=("at", "ok", "health"),
-                        ),
-                    },
-                }
+                "history": {"type": "object", "additionalProperties": {"$ref": "#/components/schemas/Probes"}},
+                "shards": {"type": "object", "additionalProperties": {"$ref": "#/components/schemas/Probes"}},
             },
-            required=("history",),
+            required=("history", "shards"),
         ),
+        "Probes": {
+            "type": "array",
+            "items": _object(
+                {
+                    "at": _TEXT,
+                    "ok": _FLAG,
+                    "health": _TEXT,
+                    "took_ms": {"type": "number"},
+                    "error": _OPTIONAL_TEXT,
+                },
+                required=("at", "ok", "health"),
+            ),
+        },
     }
 
 

@@ -4,21 +4,7 @@ from __future__ import annotations
 
 from django.urls import include, path
 
-from cluster.api import picture, replication
-from cluster.api.disabled import SHARDING, disabled_view
-from cluster.api.query import (
-    DRY_RUN,
-    FORCE,
-    ID,
-    ID_TYPE,
-    NAMESPACE,
-    REBALANCE,
-    SHARD_ID,
-    SHARD_URL,
-    WEIGHT,
-)
-
-_NEW_SHARD = {"shard_id": "shard_1"}
+from cluster.api import moves, picture, replication, sharding
 
 urlpatterns = [
     path("cluster/node/", include("cluster.api.node.urls")),
@@ -36,80 +22,24 @@ urlpatterns = [
         name="replica-promote",
     ),
     path("replication/promote", replication.PromoteView.as_view(), name="promote"),
-    path(
-        "sharding/info",
-        disabled_view(SHARDING, "Sharding", "The shards and their slots.", {"GET": ()}),
-        name="sharding-info",
-    ),
-    path(
-        "sharding/shards",
-        disabled_view(
-            SHARDING,
-            "Shards",
-            "Add a shard and fill it with its share.",
-            {"POST": (SHARD_ID, SHARD_URL, WEIGHT, REBALANCE)},
-            examples={"POST": _NEW_SHARD},
-        ),
-        name="shards",
-    ),
-    path(
-        "sharding/shards/local",
-        disabled_view(
-            SHARDING,
-            "Local shards",
-            "Add a shard on this node.",
-            {"POST": (SHARD_ID, WEIGHT, REBALANCE)},
-            examples={"POST": _NEW_SHARD},
-        ),
-        name="shards-local",
-    ),
-    path(
-        "sharding/shards/health",
-        disabled_view(SHARDING, "Health of all shards", "Whether each shard is healthy.", {"GET": ()}),
-        name="shards-health",
-    ),
-    path(
-        "sharding/shards/redistribute-all",
-        disabled_view(SHARDING, "Rebalance", "Rebalance the shards by weight.", {"POST": (DRY_RUN,)}),
-        name="shards-redistribute-all",
-    ),
-    path(
-        "sharding/shards/<str:shard_id>",
-        disabled_view(SHARDING, "Shard", "Remove a shard, draining it first.", {"DELETE": (FORCE,)}),
-        name="shard",
-    ),
-    path(
-        "sharding/shards/<str:shard_id>/health",
-        disabled_view(SHARDING, "Health of a shard", "Probe a shard now.", {"GET": ()}),
-        name="shard-health",
-    ),
+    path("sharding/info", sharding.ShardingInfoView.as_view(), name="sharding-info"),
+    path("sharding/shards", sharding.ShardsView.as_view(), name="shards"),
+    path("sharding/shards/local", sharding.LocalShardsView.as_view(), name="shards-local"),
+    path("sharding/shards/health", sharding.ShardsHealthView.as_view(), name="shards-health"),
+    path("sharding/shards/redistribute-all", sharding.RedistributeAllView.as_view(), name="shards-redistribute-all"),
+    path("sharding/shards/<str:shard_id>", sharding.ShardView.as_view(), name="shard"),
+    path("sharding/shards/<str:shard_id>/health", sharding.ShardHealthView.as_view(), name="shard-health"),
     path(
         "sharding/shards/<str:source_id>/redistribute/<str:target_id>",
-        disabled_view(SHARDING, "Redistribution", "Move all of one shard to another.", {"POST": (DRY_RUN,)}),
+        sharding.RedistributeView.as_view(),
         name="shard-redistribute",
     ),
-    path(
-        "sharding/locate",
-        disabled_view(SHARDING, "Location", "The shard and slot of an id.", {"GET": (ID, ID_TYPE, NAMESPACE)}),
-        name="sharding-locate",
-    ),
-    path("cluster/moves", picture.MovesView.as_view(), name="moves"),
-    path("cluster/moves/<str:move_id>", picture.MoveView.as_view(), name="move"),
-    path(
-        "cluster/moves/<str:move_id>/pause",
-        disabled_view(SHARDING, "Pause of a move", "Pause a move.", {"POST": ()}),
-        name="move-pause",
-    ),
-    path(
-        "cluster/moves/<str:move_id>/resume",
-        disabled_view(SHARDING, "Resumption of a move", "Resume a move.", {"POST": ()}),
-        name="move-resume",
-    ),
-    path(
-        "cluster/moves/<str:move_id>/cancel",
-        disabled_view(SHARDING, "Cancellation of a move", "Cancel a move.", {"POST": ()}),
-        name="move-cancel",
-    ),
+    path("sharding/locate", sharding.LocateView.as_view(), name="sharding-locate"),
+    path("cluster/moves", moves.MovesView.as_view(), name="moves"),
+    path("cluster/moves/<str:move_id>", moves.MoveView.as_view(), name="move"),
+    path("cluster/moves/<str:move_id>/pause", moves.MovePauseView.as_view(), name="move-pause"),
+    path("cluster/moves/<str:move_id>/resume", moves.MoveResumeView.as_view(), name="move-resume"),
+    path("cluster/moves/<str:move_id>/cancel", moves.MoveCancelView.as_view(), name="move-cancel"),
     path("cluster/topology", picture.TopologyView.as_view(), name="cluster-topology"),
     path("cluster/health/history", picture.HealthHistoryView.as_view(), name="cluster-health-history"),
 ]

@@ -17,7 +17,7 @@ from django.http import QueryDict
 from mlvdb_site.http.errors import RequestError
 
 _WHOLE = re.compile(r"-?[0-9]{1,18}")
-_DECIMAL = re.compile(r"([0-9]{1,18}\.?[0-9]{0,18}|\.[0-9]{1,18})([eE][+-]?[0-9]{1,3})?")
+_DECIMAL = re.compile(r"([0-9]{1,18}\.?[0-9]{0,24}|\.[0-9]{1,24})([eE][+-]?[0-9]{1,3})?")
 _FLAGS = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -93,8 +93,13 @@ def whole_number(text: str, *, field: str, minimum: int, maximum: int) -> int:
 
 def seconds(text: str, *, field: str, maximum: float) -> float:
     """Return a time above 0 s."""
+    return positive(text, field=field, maximum=maximum, what="a number of seconds")
+
+
+def positive(text: str, *, field: str, maximum: float, what: str = "a number") -> float:
+    """Return a number above 0."""
     # Not every text that is a float to Python is a number to others: 1_0, ١.
     value = float(text) if _DECIMAL.fullmatch(text) else math.nan
     if not 0 < value <= maximum:
-        raise RequestError(f"{field} must be a number of seconds above 0 and at most {maximum:g}", field=field)
+        raise RequestError(f"{field} must be {what} above 0 and at most {maximum:g}", field=field)
     return value

@@ -14,12 +14,14 @@ from tests.api.conftest import Api
 from tests.api.routes import Route, api_routes
 
 PAGES = [route for route in api_routes() if route.view is not None and route.path not in ("/metrics",)]
+#: What a page cannot do without.
+QUERIES = {"/sharding/locate": "?id=1"}
 REMOTE = re.compile(r"""(?:src|href|action)=["'](?:https?:)?//(?!localhost)""")
 
 
 @pytest.mark.parametrize("route", PAGES, ids=lambda route: route.path)
 def test_every_endpoint_renders_as_a_page(standing_api: Api, route: Route, wait_for: Callable[..., Any]) -> None:
-    path = route.path.replace("row_id", "1")
+    path = route.path.replace("row_id", "1") + QUERIES.get(route.path, "")
     wait_for(lambda: standing_api.get("/readyz").status_code == 200, what="the node's readiness")
 
     response = standing_api.page(path)

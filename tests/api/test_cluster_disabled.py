@@ -63,6 +63,11 @@ def test_a_change_is_refused(standing_api: Api, code: str, method: str, path: st
     assert checked_error(response)["code"] == code
 
 
+@pytest.mark.parametrize("query", ["", "?id=", "?id=7&id_type=uuid", "?id=7&namespace="])
+def test_a_read_that_its_schema_does_not_allow_is_refused_all_the_same(standing_api: Api, query: str) -> None:
+    assert standing_api.get(f"/sharding/locate{query}").status_code == 400
+
+
 def test_parameters_may_come_as_json_or_as_a_form(standing_api: Api) -> None:
     as_json = standing_api.post("/replication/replicas", {"replica_id": "a", "replica_url": "http://127.0.0.1:1"})
     as_form = standing_api.post(

@@ -6,7 +6,6 @@ import logging
 
 import pytest
 
-from cluster.topology import TopologyView
 from tests.api.conftest import Api, checked_error
 from tests.api.routes import Route, api_routes
 
@@ -72,8 +71,8 @@ def test_a_failure_that_nobody_expected(
 
     method = route.methods[0]
     monkeypatch.setattr(route.view, method.lower(), fail)
-    # Where replication is not enabled its endpoints say so before a method of theirs runs.
-    monkeypatch.setattr("cluster.api.enabled.topology", lambda: TopologyView(replication_enabled=True))
+    # Where a feature is not enabled its endpoints say so before a method of theirs runs.
+    monkeypatch.setattr("cluster.api.enabled.is_enabled", lambda feature: True)
 
     with caplog.at_level(logging.ERROR, logger="django.request"):
         response = standing_api.send(method, route.path)

@@ -24,6 +24,7 @@ from cluster.services.registry import replication_enable
 from cluster.services.taking import placement_take
 from cluster.states import CopyState
 from cluster.topology import topology_forget
+from cluster.transport import PROTOCOL
 from mlvdb_site.heartbeats import BEAT, heartbeat_record, worker_name
 from mlvdb_site.keys import key_create
 from tests.api.conftest import Api, checked_error
@@ -161,7 +162,7 @@ def test_a_bad_request_names_its_field_and_changes_nothing(
 @pytest.mark.parametrize(
     ("status", "http_status", "code"),
     [
-        ({"protocol": 2}, 409, "incompatible"),
+        ({"protocol": PROTOCOL + 1}, 409, "incompatible"),
         ({"empty": False, "rows": 5}, 409, "not_empty"),
         ({"replicas": 1}, 409, "cycle"),
         ({"node": django_settings.MLVDB_NODE_ID}, 400, "own_url"),

@@ -12,6 +12,7 @@ from django.db import DatabaseError
 from django.http import HttpResponse
 from django.test import Client
 
+from cluster.transport import PROTOCOL
 from mlvdb_site import keys
 from mlvdb_site.http import access
 from mlvdb_site.http.signing import NO_BODY_SHA256, SignatureCheck, check_signature, sign
@@ -128,7 +129,7 @@ def test_nodes_of_one_machine_need_no_secret(api: Api) -> None:
     response = api.get(STATUS, headers={"X-MLVDB-Node": NODE})
 
     assert response.status_code == 200
-    assert response.json()["protocol"] == 1
+    assert response.json()["protocol"] == PROTOCOL
 
 
 @pytest.mark.parametrize("path", [STATUS, ALIVE])
@@ -302,7 +303,7 @@ def test_a_status_says_what_the_node_is_and_has(api: Api, settings: Any) -> None
     response = api.get(STATUS, headers={"X-MLVDB-Node": NODE})
 
     status = response.json()
-    assert (status["node"], status["protocol"], status["cluster"]) == (settings.MLVDB_NODE_ID, 1, "")
+    assert (status["node"], status["protocol"], status["cluster"]) == (settings.MLVDB_NODE_ID, PROTOCOL, "")
     assert (status["empty"], status["rows"], status["replicas"], status["is_owner"]) == (False, 1, 0, False)
     (shard,) = status["shards"]
     assert (shard["role"], shard["term"], shard["promised_term"], shard["quarantined"]) == ("primary", 1, 1, False)

@@ -66,9 +66,11 @@ def shard_answer(account: ShardAccount) -> dict[str, Any]:
     return answer
 
 
-def shard_headers(answer: Answer[Any]) -> Mapping[str, str]:
-    """Return the headers that say which shards an answer stands on."""
+def shard_headers(answer: Answer[Any] | WriteResult) -> Mapping[str, str]:
+    """Return the headers that say which shards an answer stands on; none for a write that left out none."""
     shards: Sequence[ShardAccount] = answer.shards
+    if isinstance(answer, WriteResult) and not shards:
+        return {}
     failed = [account.shard for account in shards if account.error is not None]
     headers = {
         "X-MLVDB-Complete": "false" if failed else "true",
@@ -79,7 +81,8 @@ def shard_headers(answer: Answer[Any]) -> Mapping[str, str]:
     stale = [
         f"{account.shard}:{'unknown' if account.lag is None else account.lag}"
         for account in shards
-        if account.lag is None or account.lag > 0
+        # A shard of which no copy answered is not stale, it is not in the answer.
+        if account.copy and (account.lag is None or account.lag > 0)
     ]
     if stale:
         headers["X-MLVDB-Stale"] = ",".join(stale)

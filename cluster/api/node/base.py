@@ -133,11 +133,12 @@ def placement_or_409(uid: str, cluster: str, epoch: int) -> ShardView:
     shard = picture.shards.get(uid)
     if shard is None or not picture.cluster:
         raise NeedPlacement(f"this node was not told of the shard {uid}", detail={"epoch": picture.epoch})
-    if cluster != picture.cluster:
+    known = picture.cluster_of(shard)
+    if cluster != known:
         raise WrongCluster(
-            f"this node belongs to the cluster {picture.cluster}, not {cluster}", detail={"cluster": picture.cluster}
+            f"this node's shard {shard.label} belongs to the cluster {known}, not {cluster}", detail={"cluster": known}
         )
-    own = picture.epoch if shard.placement is None else shard.placement.epoch
+    own = picture.epoch_of(shard)
     if epoch < own:
         raise StaleEpoch(f"epoch {epoch} is older than this node's {own}", detail={"epoch": own})
     if epoch > own:

@@ -10,7 +10,7 @@ from rest_framework.response import Response
 from cluster.api.node.base import NodeRouteView, sender
 from cluster.replication.votes import Ballot
 from cluster.services.handover import hand_over_to
-from cluster.services.promotion import take_over
+from cluster.services.promotion import TakeOver, take_over
 from cluster.services.voting import placement_tell, vote_give
 from mlvdb_site.http.errors import RequestError
 from vectors.store.log import Position
@@ -50,7 +50,7 @@ class PlacementOfShardView(NodeRouteView):
 class TakeOverView(NodeRouteView):
     """A primary that hands over has its replica take over.
 
-    `{"cluster", "epoch", "term", "at": [term, seq], "force", "actor"}`
+    `{"cluster", "epoch", "term", "at": [term, seq], "also": [{"shard", "term", "at"}, …], "force", "actor"}`
     """
 
     parameters: ClassVar = {"POST": ()}
@@ -58,15 +58,14 @@ class TakeOverView(NodeRouteView):
     def post(self, request: Request, uid: str) -> Response:
         """Win the election and return where the new term begins."""
         body: Any = request.data
-        at = body.get("at")
-        if not (isinstance(at, list) and len(at) == 2 and all(type(number) is int and number >= 0 for number in at)):
-            raise RequestError("at must be [term, seq]", field="at")
+        others = body.get("also", [])
+        if not isinstance(others, list) or not all(isinstance(other, dict) for other in others):
+            raise RequestError("also must be a list of objects", field="also")
+        orders = [_order(uid, body), *[_order(_text(other, "shard"), other) for other in others]]
         taken = take_over(
-            uid,
+            orders,
             cluster=_text(body, "cluster"),
             epoch=_whole(body, "epoch"),
-            term=_whole(body, "term"),
-            at=Position(*at),
             sender=sender(request),
             force=body.get("force") is True,
             actor=str(body.get("actor") or "")[:100],
@@ -87,6 +86,13 @@ class HandOverView(NodeRouteView):
             node, cluster=_text(body, "cluster"), actor=f"{str(body.get('actor') or '')[:100]} at node {node}"
         )
         return Response({"term": promoted.term, "seq": promoted.seq, "epoch": promoted.epoch})
+
+
+def _order(uid: str, body: Any) -> TakeOver:
+    at = body.get("at")
+    if not (isinstance(at, list) and len(at) == 2 and all(type(number) is int and number >= 0 for number in at)):
+        raise RequestError("at must be [term, seq]", field="at")
+    return TakeOver(uid, _whole(body, "term"), Position(*at))
 
 
 def _text(body: Any, name: str) -> str:

@@ -187,7 +187,9 @@ def _delete(request: Request) -> Response:
     result = query_processor().delete(
         namespace=namespace_of(request), keys=keys, filter=condition, options=options_of(request)
     )
-    return Response(write_answer(result, f"{result.count} vectors deleted", deleted=result.count))
+    return Response(
+        write_answer(result, f"{result.count} vectors deleted", deleted=result.count), headers=shard_headers(result)
+    )
 
 
 def _ids_or_filter(body: Body) -> tuple[list[bytes] | None, Filter | None]:
