@@ -1,5 +1,5 @@
-"""The admin of many nodes: replicas and the truth about them, what this node was told, moves, health, history."""
+"""The admin of many nodes: the picture of them, shards, replicas, moves, what this node was told, health, history."""
 
-from cluster.admin import placements, records, replicas
+from cluster.admin import cluster_page, moves, placements, records, replicas, sharding_records, shards
 
-__all__ = ["placements", "records", "replicas"]
+__all__ = ["cluster_page", "moves", "placements", "records", "replicas", "sharding_records", "shards"]

@@ -1,4 +1,4 @@
-"""The page between asking for a removal or a promotion and doing it: what it means, and whether by force."""
+"""The page between asking for a change and doing it: what it means, its plan, and whether by force."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from django.contrib.admin import ModelAdmin
 from django.http import HttpRequest
 from django.template.response import TemplateResponse
+from django.utils.safestring import SafeString
 
 from cluster.admin.consequences import ShardConsequences
 from cluster.admin.forms import ForceForm
@@ -15,17 +16,21 @@ from cluster.admin.forms import ForceForm
 
 @dataclass(frozen=True, slots=True)
 class Confirmation:
-    """What the page says. `steps` is what will happen, `force_risks` what force may cost, `refusals` what came of the
-    last attempt.
+    """What the page says. `steps` is what will happen, `refusals` what came of the last attempt.
+
+    `shards` is what it means for the members of each, `plan` what moves; `force_risks` is what force may cost, and
+    where there is none nothing is asked about it. Without `is_possible` there is no button.
     """
 
     title: str
     button: str
     back: str
     steps: Sequence[str]
-    shards: Sequence[ShardConsequences]
-    force_risks: Sequence[str]
     refusals: Sequence[str]
+    shards: Sequence[ShardConsequences] = ()
+    plan: SafeString | str = ""
+    force_risks: Sequence[str] = ()
+    is_possible: bool = True
 
 
 def wants_force(request: HttpRequest) -> bool:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
 from django.utils import timezone
 from django.utils.html import format_html
@@ -27,11 +27,20 @@ _UID = re.compile(r"\b[0-9a-f]{32}\b")
 _SENTENCES = ("may_be_lost", "risk", "reason", "message", "error")
 
 
-def events_of(replica: Replica) -> list[dict[str, Any]]:
-    """Return the newest events of a replica, with how long ago they were."""
+@dataclass(frozen=True, slots=True)
+class Line:
+    """An event in a history: how long ago it was, and in words what has come of it."""
+
+    event: ClusterEvent
+    since: SafeString
+    words: str
+
+
+def events_about(subject: str) -> list[Line]:
+    """Return the newest events about a replica, a shard or a move, with how long ago they were."""
     now = timezone.now()
-    events = ClusterEvent.objects.filter(subject=replica.name).order_by("-id")[:_SHOWN]
-    return [{"event": event, "since": since(event.at, now), "words": outcome(event)} for event in events]
+    events = ClusterEvent.objects.filter(subject=subject).order_by("-id")[:_SHOWN]
+    return [Line(event, since(event.at, now), outcome(event)) for event in events]
 
 
 def moves_of(replica: Replica) -> list[Progress]:

@@ -32,6 +32,11 @@ def refused(request: HttpRequest, refusal: MLVectorDBError, *, subject: str = ""
     messages.error(request, f"{f'{subject}: refused' if subject else 'Refused'}: {refusal.message}")
 
 
+def chosen_ids(request: HttpRequest) -> set[int]:
+    """Return the keys of the rows that a query names (`id`, repeated); what is no key is passed over."""
+    return {int(text) for text in request.GET.getlist("id") if text.isascii() and text.isdigit() and len(text) <= 18}
+
+
 class ClusterAdmin(admin.ModelAdmin):
     """Rows that are changed through `cluster.services`, by those who have Django's permission and may operate."""
 

@@ -54,7 +54,11 @@ def _asked(document: PlacementDocument) -> _Answers:
 def _ask(copy: PlacedCopy, document: PlacementDocument) -> tuple[NodeStatus, ShardStatus] | None:
     with probing():
         status = status_ask(copy.url, timeout_s=settings.MLVDB_PROBE_TIMEOUT_S)
-    if status is None or status.cluster != document.cluster or (copy.node and status.node != copy.node):
+    if (
+        status is None
+        or status.cluster_of(document.shard) != document.cluster
+        or (copy.node and status.node != copy.node)
+    ):
         return None
     shard = status.shards.get(document.shard)
     return None if shard is None else (status, shard)

@@ -20,6 +20,7 @@ from cluster.admin.own_promotion import own_promotion_consequences
 from cluster.admin.wording import NOTHING, admin_link, badge, position
 from cluster.models import Placement
 from cluster.replication.placements import PlacementDocument
+from cluster.selectors import own_placements
 from cluster.services import promotion
 from vectors.errors import MLVectorDBError
 from vectors.models import ShardHead
@@ -166,7 +167,7 @@ class PlacementAdmin(ClusterAdmin):
         """Say what a promotion of this node means, then promote it."""
         if not self.has_promote_permission(request):
             raise PermissionDenied
-        placements = list(Placement.objects.order_by("shard"))
+        placements = list(own_placements())
         if not placements:
             messages.info(request, "This node was told nothing: it is no replica.")
             return self.to_list()
@@ -176,7 +177,7 @@ class PlacementAdmin(ClusterAdmin):
                 outcome = promotion.promote(force=wants_force(request), actor=actor_of(request))
             except MLVectorDBError as refusal:
                 refusals.append(refusal.message)
-                placements = list(Placement.objects.order_by("shard"))
+                placements = list(own_placements())
             else:
                 return self._promoted(request, placements[0], outcome)
         return confirmation_page(self, request, self._confirmation(placements, refusals))
@@ -212,7 +213,7 @@ class PlacementAdmin(ClusterAdmin):
         return HttpResponseRedirect(reverse(f"{self.admin_site.name}:cluster_replica_changelist"))
 
     def _context(self, request: HttpRequest) -> dict[str, Any]:
-        return {"may_promote": self.has_promote_permission(request) and Placement.objects.exists()}
+        return {"may_promote": self.has_promote_permission(request) and own_placements().exists()}
 
 
 def _told(placement: Placement) -> _Told:

@@ -11,12 +11,16 @@ from django.utils.safestring import SafeString
 
 from cluster.admin.wording import badge, duration
 from cluster.models import Move
+from cluster.services.moves import SLOT_KINDS
 from cluster.states import MovePhase
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What a page says of a move. `fraction` is of bytes where bytes are copied, else of operations."""
+    """What a page says of a move. `fraction` is of rows where slots move, of bytes in a full sync, else of operations.
+
+    The bytes of slots are an estimate until they have been copied, their rows are counted.
+    """
 
     move: Move
     now: datetime
@@ -34,14 +38,12 @@ class Progress:
     @property
     def fraction(self) -> float | None:
         """The part that is done, 0 to 1; None while it is not known of how much."""
-        done, total = (
-            (self.move.bytes_done, self.move.bytes_total)
-            if self.move.bytes_total
-            else (self.move.rows_done, self.move.rows_total)
-        )
-        if not total:
-            return 1.0 if self.move.phase == MovePhase.DONE else None
-        return min(1.0, done / total)
+        move = self.move
+        if move.phase == MovePhase.DONE:
+            return 1.0
+        by_bytes = move.bytes_total and move.kind not in SLOT_KINDS
+        done, total = (move.bytes_done, move.bytes_total) if by_bytes else (move.rows_done, move.rows_total)
+        return min(1.0, done / total) if total else None
 
     @property
     def percent(self) -> str:

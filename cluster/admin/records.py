@@ -1,4 +1,4 @@
-"""Copies, moves, health, events, placements on their way, topology: shown as they are, changed by services alone."""
+"""Copies, probes, events, placements on their way: shown as they are, changed by services alone."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from django.utils.safestring import SafeString
 
 from cluster.admin.history import action_words, outcome, short
 from cluster.admin.operated import RecordAdmin, block
-from cluster.admin.progress import Progress, progress_bar
 from cluster.admin.truth import CopyTruth, copies_with_lag
 from cluster.admin.wording import NOTHING, badge, clock
-from cluster.models import ClusterEvent, HealthCheck, Move, PlacementPush, ReplicaCopy, Topology
+from cluster.models import ClusterEvent, HealthCheck, PlacementPush, ReplicaCopy
 from cluster.states import PeerHealth
 from vectors.models import ShardHead
 
@@ -107,64 +106,21 @@ class ReplicaCopyAdmin(OfShardAdmin):
         return CopyTruth(copy, None, timezone.now())
 
 
-@admin.register(Move)
-class MoveAdmin(OfShardAdmin):
-    """What is being copied, and what was."""
-
-    list_display = ("name", "replica_name", "shard_name", "phase", "progress", "took", "started", "error")
-    list_filter = ("kind", "phase")
-    search_fields = ("replica_name",)
-    fields = (
-        "kind",
-        "replica",
-        "replica_name",
-        "shard_name",
-        "phase",
-        "progress",
-        "took",
-        "started_at",
-        "ended_at",
-        "error",
-        "plan_report",
-    )
-    readonly_fields = fields
-
-    @admin.display(description="move", ordering="id")
-    def name(self, move: Move) -> str:
-        """Return kind and number."""
-        return f"{move.get_kind_display()} {move.pk}"
-
-    @admin.display(description="progress")
-    def progress(self, move: Move) -> SafeString:
-        """Return the bar, with rows, bytes, rate and estimated time."""
-        return progress_bar(move, timezone.now())
-
-    @admin.display(description="started", ordering="started_at")
-    def started(self, move: Move) -> str:
-        """Return when it began, to the second."""
-        return clock(move.started_at)
-
-    @admin.display(description="took")
-    def took(self, move: Move) -> str:
-        """Return how long it has been going on, or took."""
-        return Progress(move, timezone.now()).took
-
-    @admin.display(description="plan")
-    def plan_report(self, move: Move) -> SafeString | str:
-        """Return the plan."""
-        return block(move.plan)
-
-
 @admin.register(HealthCheck)
 class HealthCheckAdmin(RecordAdmin):
-    """The probes of every replica, newest first."""
+    """The probes of every replica and of every shard's node, newest first."""
 
-    list_display = ("time", "replica", "outcome", "health_word", "took", "error")
-    list_filter = ("ok", "health", "replica")
-    list_select_related = ("replica",)
+    list_display = ("time", "peer", "outcome", "health_word", "took", "error")
+    list_filter = ("ok", "health", "replica", "shard")
+    list_select_related = ("replica", "shard")
     ordering = ("-id",)
-    fields = ("at", "replica", "outcome", "health_word", "took", "error")
+    fields = ("at", "peer", "outcome", "health_word", "took", "error")
     readonly_fields = fields
+
+    @admin.display(description="of")
+    def peer(self, check: HealthCheck) -> str:
+        """Return whose probe it is."""
+        return f"replica {check.replica}" if check.shard is None else f"shard {check.shard}"
 
     @admin.display(description="at", ordering="id")
     def time(self, check: HealthCheck) -> str:
@@ -261,12 +217,3 @@ class PlacementPushAdmin(OfShardAdmin):
     def document_report(self, push: PlacementPush) -> SafeString | str:
         """Return what is sent."""
         return block(push.document)
-
-
-@admin.register(Topology)
-class TopologyAdmin(RecordAdmin):
-    """The cluster of this node."""
-
-    list_display = ("cluster", "epoch", "is_owner", "replication_enabled", "created_at")
-    fields = ("cluster", "epoch", "is_owner", "replication_enabled", "created_at")
-    readonly_fields = fields

@@ -13,7 +13,7 @@ from django.views.decorators.csrf import csrf_protect
 
 from cluster.admin.confirmation import Confirmation, confirmation_page, wants_force
 from cluster.admin.consequences import handover_consequences, removal_consequences
-from cluster.admin.operated import ClusterAdmin, actor_of
+from cluster.admin.operated import ClusterAdmin, actor_of, chosen_ids
 from cluster.admin.replica_panels import copies_part, health_part, live_answer, node_part, replica_part
 from cluster.admin.truth import node_truth, replicas_truth
 from cluster.models import Replica
@@ -41,7 +41,7 @@ class ReplicaPages(ClusterAdmin):
         for truth in replicas_truth(replicas):
             places[f"health-{truth.replica.pk}"] = health_part(truth)
             places[f"copies-{truth.replica.pk}"] = copies_part(truth)
-        return live_answer(places, gone=len(replicas) < len(_ids(request)))
+        return live_answer(places, gone=len(replicas) < len(chosen_ids(request)))
 
     def live_one_view(self, request: HttpRequest, replica_id: int) -> JsonResponse:
         """Return what the page of one replica shows, as it is now."""
@@ -156,8 +156,4 @@ class ReplicaPages(ClusterAdmin):
     def _chosen(self, request: HttpRequest) -> list[Replica]:
         if not self.has_view_permission(request):
             raise PermissionDenied
-        return list(Replica.objects.filter(pk__in=_ids(request)))
-
-
-def _ids(request: HttpRequest) -> set[int]:
-    return {int(text) for text in request.GET.getlist("id") if text.isascii() and text.isdigit() and len(text) <= 18}
+        return list(Replica.objects.filter(pk__in=chosen_ids(request)))

@@ -8,7 +8,7 @@ from django.http import JsonResponse
 from django.template.loader import render_to_string
 from django.utils.safestring import SafeString
 
-from cluster.admin.history import events_of, moves_of
+from cluster.admin.history import events_about, moves_of
 from cluster.admin.truth import MORE_BARS, MORE_BARS_WIDTH, NodeTruth, ReplicaTruth, replicas_truth
 from cluster.models import Replica
 
@@ -41,5 +41,5 @@ def node_part(node: NodeTruth) -> SafeString:
 def replica_part(replica: Replica) -> SafeString:
     """Return all of it for one replica, with its last moves and events."""
     [truth] = replicas_truth([replica], bars=MORE_BARS, width=MORE_BARS_WIDTH)
-    context = {"truth": truth, "moves": moves_of(replica), "events": events_of(replica)}
+    context = {"truth": truth, "moves": moves_of(replica), "events": events_about(replica.name)}
     return render_to_string("admin/cluster/replica/panel.html", context)

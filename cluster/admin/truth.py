@@ -12,15 +12,17 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from django.db.models import BigIntegerField, Case, F, OuterRef, Q, QuerySet, Subquery, When
+from django.db.models import BigIntegerField, Case, F, OuterRef, QuerySet, Subquery, When
 from django.utils import timezone
 from django.utils.safestring import SafeString
 
 from cluster.admin.chart import Bar, health_chart
+from cluster.admin.probes import newest_probes
 from cluster.admin.progress import progress_bar
 from cluster.admin.wording import NOTHING, admin_link, badge, duration, paused_badge, position, since, verdict_badge
-from cluster.models import HealthCheck, Move, Placement, Replica, ReplicaCopy, Topology
+from cluster.models import Move, Placement, Replica, ReplicaCopy, Topology
 from cluster.replication import quorum
+from cluster.selectors import own_placements
 from cluster.states import CopyState, Membership, PeerHealth
 from vectors.models import LogEntry, ShardHead, ShardTerm
 
@@ -234,7 +236,7 @@ def node_truth() -> NodeTruth:
     if topology is None:
         return NodeTruth(None)
     if not topology.is_owner:
-        return NodeTruth(topology, placement=Placement.objects.order_by("shard").first())
+        return NodeTruth(topology, placement=own_placements().first())
     members: dict[str, dict[str, Membership]] = defaultdict(lambda: {quorum.PRIMARY: Membership.MEMBER})
     for shard, name, membership in ReplicaCopy.objects.values_list("shard", "replica__name", "membership"):
         members[shard][name] = Membership(membership)
@@ -252,7 +254,7 @@ def replicas_truth(replicas: Sequence[Replica], *, bars: int = BARS, width: int 
     copies: dict[int, list[CopyTruth]] = defaultdict(list)
     for row in copies_with_lag().filter(replica_id__in=ids):
         copies[row.replica_id].append(CopyTruth(row, moves.get((row.replica_id, row.shard)), now))
-    checks = _newest_checks(ids, bars)
+    checks = newest_probes(Replica, ids, bars)
     return [
         ReplicaTruth(replica, copies[replica.pk], checks[replica.pk], now, room=bars, width=width)
         for replica in replicas
@@ -291,20 +293,3 @@ def _moves_under_way(replica_ids: Collection[int]) -> QuerySet[Move]:
     """Return the syncs under way; of two of one copy the full sync comes last, which is the one to show."""
     kinds = (Move.Kind.CATCH_UP, Move.Kind.FULL_SYNC)
     return Move.objects.filter(replica_id__in=replica_ids, kind__in=kinds, ended_at__isnull=True).order_by("kind", "id")
-
-
-def _newest_checks(replica_ids: Collection[int], count: int) -> dict[int, list[Bar]]:
-    """Return the newest `count` probes of each replica, oldest first, without reading the others.
-
-    Two queries: where each one's newest begin, by its index, then these.
-    """
-    own = HealthCheck.objects.filter(replica=OuterRef("pk")).order_by("-id").values("id")
-    first = Replica.objects.filter(pk__in=replica_ids).annotate(first=Subquery(own[count - 1 : count]))
-    wanted = Q(pk__in=[])
-    for replica_id, first_id in first.values_list("pk", "first"):
-        wanted |= Q(replica_id=replica_id, id__gte=first_id or 0)
-    bars: dict[int, list[Bar]] = defaultdict(list)
-    fields = ("replica_id", "at", "ok", "health", "took_ms", "error")
-    for replica_id, *bar in HealthCheck.objects.filter(wanted).order_by("id").values_list(*fields):
-        bars[replica_id].append(Bar(*bar))
-    return bars

@@ -6,12 +6,13 @@ from datetime import datetime
 from typing import Any
 
 import orjson
+from django.template.defaultfilters import filesizeformat
 from django.utils import timezone
 from django.utils.dateformat import format as date_format
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from cluster.states import CopyState, Membership, MovePhase, PeerHealth
+from cluster.states import CopyState, Membership, MovePhase, PeerHealth, ShardState
 
 NOTHING = "–"
 
@@ -29,25 +30,51 @@ _TONES: dict[type, dict[Any, str]] = {
         MovePhase.DONE: "good",
         MovePhase.COPYING: "busy",
         MovePhase.FOLLOWING: "busy",
+        MovePhase.CLOSING: "busy",
+        MovePhase.SWITCHING: "busy",
+        MovePhase.CLEANING: "busy",
+        MovePhase.REOPENING: "warn",
+        MovePhase.UNDOING: "warn",
         MovePhase.FAILED: "bad",
+    },
+    ShardState: {
+        ShardState.NEW: "busy",
+        ShardState.ACTIVE: "good",
+        ShardState.DRAINING: "warn",
+        ShardState.REFUSED: "bad",
     },
 }
 _VERDICTS = {"equal": "good", "differs": "bad", "unknown": "warn"}
 
 
-def badge(state: CopyState | Membership | MovePhase | PeerHealth) -> SafeString:
+State = CopyState | Membership | MovePhase | PeerHealth | ShardState
+
+
+def tone(state: State) -> str:
+    """Return the colour of a state: good, busy, warn, bad or quiet."""
+    return _TONES[type(state)].get(state, "quiet")
+
+
+def badge(state: State) -> SafeString:
     """Return a state as a coloured word."""
-    return _badge(_TONES[type(state)].get(state, "quiet"), getattr(state, "label", state.value))
+    return word_badge(tone(state), getattr(state, "label", state.value))
+
+
+def word_badge(tone: str, word: str) -> SafeString:
+    """Return a word in a colour."""
+    return format_html('<span class="badge badge-{}">{}</span>', tone, word)
 
 
 def verdict_badge(verdict: str) -> SafeString:
     """Return the outcome of comparing contents as a coloured word."""
-    return _badge(_VERDICTS.get(verdict, "quiet"), {"": "never compared", "unknown": "not told"}.get(verdict, verdict))
+    return word_badge(
+        _VERDICTS.get(verdict, "quiet"), {"": "never compared", "unknown": "not told"}.get(verdict, verdict)
+    )
 
 
 def paused_badge() -> SafeString:
     """Return the word for a replica to which nothing is sent."""
-    return _badge("warn", "paused")
+    return word_badge("warn", "paused")
 
 
 def duration(seconds: float) -> str:
@@ -89,10 +116,26 @@ def position(term: int, seq: int) -> str:
     return f"({term}, {seq:,})"
 
 
+def share(part: float, whole: float) -> str:
+    """Return a part of a whole in per cent; nothing of nothing is nothing."""
+    return f"{100 * part / whole:.1f} %" if whole else NOTHING
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a number with its noun, in the plural where it is one."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def size(size_bytes: int) -> str:
+    """Return a number of bytes in its largest sensible unit."""
+    return filesizeformat(size_bytes)
+
+
+def shortened(text: str, length: int) -> str:
+    """Return a text of at most `length` letters; what does not fit is left out at its end."""
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
 def json_block(value: object) -> SafeString:
     """Return a JSON value in lines."""
     return format_html('<pre class="json">{}</pre>', orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
-
-
-def _badge(tone: str, word: str) -> SafeString:
-    return format_html('<span class="badge badge-{}">{}</span>', tone, word)

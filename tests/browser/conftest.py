@@ -6,8 +6,11 @@ no test here has any.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -17,7 +20,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.processes.node import NodeProcess
+from tests.processes.node import NodeProcess, children_of
 
 LAUNCH_ARGS = (
     "--headless",
@@ -145,6 +148,21 @@ def log_in(page: Any, node: BrowsedNode) -> None:
     page.get_by_label("Password").fill(node.password)
     page.get_by_role("button", name="Log in").click()
     page.get_by_role("heading", name="This node").wait_for()
+
+
+@contextlib.contextmanager
+def held_back(node: BrowsedNode) -> Iterator[None]:
+    """Keep moves from going on within the context: the processes that run them are stopped."""
+    worker = node.child("replication")
+    pids = [worker, *children_of(worker)]
+    try:
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        yield
+    finally:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
 
 @pytest.fixture

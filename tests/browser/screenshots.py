@@ -14,7 +14,7 @@ import pytest
 from django.conf import settings
 
 from tests.browser import digits
-from tests.browser.conftest import BrowsedNode
+from tests.browser.conftest import BrowsedNode, held_back, log_in
 from tests.processes.node import NodeProcess, wait_for
 
 expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
@@ -53,6 +53,33 @@ def take(page: Any, name: str, *, height: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=path, clip={"x": 0, "y": 0, "width": 1280, "height": height})
     assert path.stat().st_size < LARGEST_BYTES
+
+
+@pytest.fixture(scope="module")
+def divided() -> Iterator[BrowsedNode]:
+    """A coordinator with two shards of its own and one on another node, all digits, and a replica of its own."""
+    node = BrowsedNode(options=("--enable-sharding", "--shards", "2", "--enable-replication"))
+    others = [NodeProcess(), NodeProcess()]
+    try:
+        node.start()
+        digits.load(node)
+        for other in others:
+            other.start()
+        node.call("POST", f"/sharding/shards?shard_id=shard_2&shard_url={others[0].base_url}")
+        node.call("POST", f"/replication/replicas?replica_id=replica_1&replica_url={others[1].base_url}")
+
+        def is_settled() -> bool:
+            shards = node.call("GET", "/sharding/info")["shards"].values()
+            members = node.call("GET", "/replication/info")["replicas"].values()
+            return all(shard["slots"] and shard["is_healthy"] for shard in shards) and all(
+                known["member"] for known in members
+            )
+
+        wait_for(is_settled, timeout_s=90, what="three shards and a member")
+        yield node
+    finally:
+        for started in (node, *others):
+            started.close()
 
 
 def quiet(admin: Any, reload_until: Any) -> None:
@@ -136,3 +163,42 @@ def test_admin_remove_replica(admin, replicated, reload_until):
     admin.get_by_role("link", name="replica_1").click()
     admin.get_by_role("link", name="Delete").click()
     take(admin, "admin-remove-replica.png", height=880)
+
+
+def open_admin(page: Any, node: BrowsedNode, path: str, reload_until: Any) -> None:
+    """Log in to a node, and open a page of its admin when nothing is amiss."""
+    log_in(page, node)
+    page.goto(f"{node.base_url}/admin/cluster/{path}")
+    quiet(page, reload_until)
+
+
+@pytest.fixture
+def nodes(node, request) -> list[BrowsedNode]:
+    """The pages of the coordinator may be opened too, in the tests that have one."""
+    return [node, *([request.getfixturevalue("divided")] if "divided" in request.fixturenames else [])]
+
+
+def test_admin_shards(page, divided, reload_until):
+    open_admin(page, divided, "shard/", reload_until)
+    page.wait_for_timeout(20_000)  # probes for the chart
+    expect(page.locator(".live-note")).to_contain_text("As of", timeout=15_000)
+    take(page, "admin-shards.png", height=640)
+
+
+def test_admin_redistribute(page, divided, reload_until):
+    open_admin(page, divided, "shard/", reload_until)
+    page.get_by_role("link", name="shard_1").click()
+    page.get_by_role("link", name="Redistribute").click()
+    page.get_by_label("To shard").select_option("shard_2")
+    page.get_by_role("button", name="Show the plan").click()
+    expect(page.locator(".plan .sentence")).to_contain_text("slots move with")
+    take(page, "admin-redistribute.png", height=560)
+
+
+def test_admin_cluster(page, divided, reload_until):
+    open_admin(page, divided, "topology/", reload_until)
+    move = divided.call("POST", "/sharding/shards/shard_1/redistribute/shard_2")["move"]
+    wait_for(lambda: divided.call("GET", f"/cluster/moves/{move}")["rows_done"], timeout_s=20, what="copied rows")
+    with held_back(divided):
+        expect(page.locator("svg.cluster .arrow")).to_have_count(1, timeout=15_000)
+        take(page, "admin-cluster.png", height=760)

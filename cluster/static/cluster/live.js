@@ -14,8 +14,11 @@ document.addEventListener("DOMContentLoaded", () => {
             const content = places[place.dataset.live];
             // What has not changed is left alone: a person may be selecting it.
             if (content !== undefined && content !== shown.get(place)) {
+                const focused = place.contains(document.activeElement) ? document.activeElement.id : "";
                 place.innerHTML = content;
                 shown.set(place, content);
+                // Who goes through the page by keyboard stays where they are.
+                document.getElementById(focused)?.focus({preventScroll: true});
             }
         }
     }
