@@ -1,9 +1,9 @@
-"""Replication from a Python program: the program is the primary, and two nodes that it starts are its replicas.
+"""Replication, sharding and both of them from a Python program, with nodes that it starts for each part.
 
-    python examples/replication_sharding_example.py
+    python examples/replication_sharding_example.py [replication] [sharding] [both] [promotion]
 
 Nothing else needs to run. The nodes are real (`manage.py serve`, each with web workers, Celery and a broker of its own)
-on free ports and temporary directories; all of it is gone at the end, also after Ctrl-C. It takes about half a minute.
+on free ports and temporary directories; all of it is gone at the end, also after Ctrl-C. It takes about a minute.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ sys.path.insert(0, str(CHECKOUT))
 
 import requests
 
-from cluster.library import QueryProcessorWithReplication, ReplicationManagerImpl
+from cluster.library import QueryProcessorWithReplication, ReplicationManagerImpl, ShardingManagerImpl
 from vectors.client import Client, ClientError, Conflict, Retries
 from vectors.datasets import Digits, load_digits
-from vectors.errors import NotEnoughCopies, NotPrimary
+from vectors.errors import MLVectorDBError, NotEnoughCopies, NotPrimary
 from vectors.library import Index, StorageEngineInMemory, VectorDTO
 
 NAMESPACE = "digits"
@@ -132,8 +132,7 @@ def replication(digits: Digits) -> None:
         storage = stack.enter_context(StorageEngineInMemory())
         manager = stack.enter_context(ReplicationManagerImpl(primary_storage=storage, health_check_interval=1.0))
         processor = QueryProcessorWithReplication(storage, Index("cosine"), replication_manager=manager)
-        rows = zip(digits.ids, digits.values, digits.metadata, strict=True)
-        processor.upsert_many([VectorDTO(values, metadata, id=row_id) for row_id, values, metadata in rows], NAMESPACE)
+        processor.upsert_many(vectors_of(digits), NAMESPACE)
         say(f"{processor.get_namespace_count(NAMESPACE):,} handwritten digits are in this program's storage engine.")
 
         first, second = nodes = stack.enter_context(local_nodes("replica_1", "replica_2"))
@@ -143,7 +142,6 @@ def replication(digits: Digits) -> None:
         write_at_levels(storage, manager)
         read_from_a_replica(storage, manager, first)
         lose_a_replica_for_a_while(storage, manager, second)
-        promote_a_replica(storage, manager, first, second)
 
 
 def add_replicas(manager: ReplicationManagerImpl, nodes: list[LocalNode]) -> None:
@@ -212,11 +210,168 @@ def lose_a_replica_for_a_while(
     )
 
 
+def sharding(digits: Digits) -> None:
+    """Storage engines of this program, and then a node, as shards of one set of vectors."""
+    with ExitStack() as stack:
+        heading("Sharding: two storage engines of this program, and a node, hold the vectors between them")
+
+        engines = {name: stack.enter_context(StorageEngineInMemory()) for name in ("shard_0", "shard_1")}
+        manager = stack.enter_context(ShardingManagerImpl(shard_storages=engines, health_check_interval=1.0))
+        processor = QueryProcessorWithReplication(engines["shard_0"], Index("cosine"), sharding_manager=manager)
+
+        spread_over_shards(manager, processor, digits)
+        (node,) = stack.enter_context(local_nodes("shard_2"))
+        add_a_remote_shard(manager, processor, node)
+        lose_the_remote_shard_for_a_while(manager, processor, node)
+        remove_a_shard(manager, processor)
+
+
+def spread_over_shards(manager: ShardingManagerImpl, processor: QueryProcessorWithReplication, digits: Digits) -> None:
+    """Write to all shards, search in all of them."""
+    step("Write: the id of a vector says which shard has it")
+    processor.upsert_many(vectors_of(digits), NAMESPACE)
+    say(f"{len(digits):,} handwritten digits: {rows_by_shard(manager, processor)}")
+    for row_id in ("digit-0001", "digit-0042"):
+        say(f"  {row_id} is in {manager.get_shard_for_id(row_id, NAMESPACE)}")
+    vector = VectorDTO([8.0] * 64, {"digit": -1})
+    shard = manager.get_shard_for_vector(vector, NAMESPACE)
+    say(f"A vector without an id gets one when its shard is asked for: {shard}.")
+    processor.insert(vector, NAMESPACE)
+    hits = processor.find_similar(digits.values[41], top_k=3, namespace=NAMESPACE)
+    asked = " and ".join(manager.get_shards_for_search(NAMESPACE))
+    say(f"A search asks {asked}, and finds the best of all: {ids(hits)}.")
+
+
+def add_a_remote_shard(manager: ShardingManagerImpl, processor: QueryProcessorWithReplication, node: LocalNode) -> None:
+    """Add an empty node, which gets its share while reads and writes go on."""
+    step(f"{node.url} becomes a shard: it gets its share in the background")
+    began = time.monotonic()
+    manager.add_shard(node.name, node.url)
+    searches = 0
+    while rows_of(manager).get(node.name, 0) == 0 or manager.get_shard_info()["moves"]:
+        hits = processor.find_similar([8.0] * 64, top_k=3, namespace=NAMESPACE)
+        if len(hits) != 3 or processor.get_namespace_count(NAMESPACE) != 1798:
+            raise RuntimeError(f"a row is missing, or there twice: {ids(hits)}")
+        searches += 1
+        give_up_after(began, "the shard's share")
+        time.sleep(0.02)
+    say(f"{time.monotonic() - began:.1f} s later: {rows_by_shard(manager, processor)}")
+    say(f"Meanwhile {searches} searches and counts saw every row once.")
+    with Client(node.url, retries=Retries(attempts=1)) as client:
+        try:
+            client.insert([0.0] * 64, namespace=NAMESPACE)
+        except Conflict as refusal:
+            say(f"A direct write to the node is refused: {refusal.status} {refusal.code}.")
+
+
+def lose_the_remote_shard_for_a_while(
+    manager: ShardingManagerImpl, processor: QueryProcessorWithReplication, node: LocalNode
+) -> None:
+    """Stop the node, search and write on, and start it again."""
+    step(f"{node.name} goes down, and comes back")
+    node.stop()
+    say(f"Stopped. Health of the shards: {manager.check_all_shards_health()}")
+    hits = processor.find_similar([8.0] * 64, top_k=3, namespace=NAMESPACE)
+    say(f"A search answers with what the others have, and says so: complete={hits.complete}, failed={hits.failed}.")
+    try:
+        processor.get_namespace_count(NAMESPACE)
+    except MLVectorDBError as error:
+        say(f"A count would be wrong, so it is refused: {error.code}.")
+    added = [processor.insert(VectorDTO([9.0] * 64, {"digit": -1}), NAMESPACE) for _ in range(20)]
+    homes = sorted({manager.get_shard_for_id(row_id) for row_id in added})
+    say(f"New vectors get ids of the shards that are there: {' and '.join(homes)}.")
+    began = time.monotonic()
+    node.launch()
+    node.wait_until_ready()
+    wait_for(lambda: manager.check_shard_health(node.name), f"{node.name} to be well")
+    wait_for(lambda: processor.find_similar([8.0] * 64, 3, NAMESPACE).complete, "a complete answer")
+    count = processor.get_namespace_count(NAMESPACE)
+    say(f"Started again on its own data: {time.monotonic() - began:.1f} s later all {count:,} rows are there.")
+
+
+def remove_a_shard(manager: ShardingManagerImpl, processor: QueryProcessorWithReplication) -> None:
+    """Drain a shard and remove it, then even out what is left."""
+    step("shard_1 is removed: what it has goes to the others first")
+    manager.remove_shard("shard_1")
+    say(f"Left are {rows_by_shard(manager, processor)}")
+    manager.redistribute_all_data()
+    say(f"Evened out: {rows_by_shard(manager, processor)}; {processor.get_namespace_count(NAMESPACE):,} rows in all.")
+
+
+def both(digits: Digits) -> None:
+    """Two shards in this program, each with a replica of its own on a node."""
+    with ExitStack() as stack:
+        heading("Both: each of two shards has a replica")
+
+        engines = {name: stack.enter_context(StorageEngineInMemory()) for name in ("shard_0", "shard_1")}
+        shards = stack.enter_context(ShardingManagerImpl(shard_storages=engines, health_check_interval=1.0))
+        replicas = {
+            name: stack.enter_context(ReplicationManagerImpl(engine, health_check_interval=1.0))
+            for name, engine in engines.items()
+        }
+        nodes = stack.enter_context(local_nodes("replica_of_0", "replica_of_1"))
+        for manager, node in zip(replicas.values(), nodes, strict=True):
+            manager.add_replica(node.name, node.url)
+        wait_for(
+            lambda: all(
+                replica["member"] for manager in replicas.values() for replica in replicas_of(manager).values()
+            ),
+            "the replicas to be members",
+        )
+        processor = QueryProcessorWithReplication(
+            engines["shard_0"],
+            Index("cosine"),
+            replication_manager=replicas["shard_0"],
+            sharding_manager=shards,
+            consistency="quorum",
+            read_preference="replica",
+        )
+
+        step("Write at quorum: each shard's part is on two copies before the answer; read from the replicas")
+        processor.upsert_many(vectors_of(digits), NAMESPACE)
+        say(f"{len(digits):,} rows: {rows_by_shard(shards, processor)}")
+        for node in nodes:
+            say(f"  {node.name} holds {count_at(node.url, partial=True):,} of them")
+        say(f"Most similar to a grey square are {ids(processor.find_similar([8.0] * 64, 3, NAMESPACE))}.")
+        lose_one_of_the_replicas(shards, processor, nodes[1])
+
+
+def lose_one_of_the_replicas(
+    shards: ShardingManagerImpl, processor: QueryProcessorWithReplication, node: LocalNode
+) -> None:
+    """Stop the replica of one shard: only that shard misses its quorum."""
+    step(f"{node.name} goes down: shard_0 has its quorum still, shard_1 has not")
+    node.stop()
+    # One id of each shard.
+    numbered = (f"while-down-{number}" for number in range(1000))
+    ids_by_shard = {shards.get_shard_for_id(row_id, NAMESPACE): row_id for row_id in numbered}
+    for shard, row_id in sorted(ids_by_shard.items()):
+        try:
+            processor.insert(VectorDTO([3.0] * 64, {"digit": -1}, id=row_id), NAMESPACE)
+            say(f"  {row_id}, of {shard}: written")
+        except MLVectorDBError as error:
+            say(f"  {row_id}, of {shard}: refused, {error.code}")
+
+
+def promotion(digits: Digits) -> None:
+    """A replica takes the place of this program, which is no primary of anything afterwards: so this comes last."""
+    with ExitStack() as stack:
+        heading("Promotion: a replica takes over, as one does when the primary is gone")
+
+        storage = stack.enter_context(StorageEngineInMemory())
+        manager = stack.enter_context(ReplicationManagerImpl(primary_storage=storage, health_check_interval=1.0))
+        processor = QueryProcessorWithReplication(storage, Index("cosine"), replication_manager=manager)
+        processor.upsert_many(vectors_of(digits), NAMESPACE)
+        first, second = nodes = stack.enter_context(local_nodes("replica_1", "replica_2"))
+        add_replicas(manager, nodes)
+        promote_a_replica(storage, manager, first, second)
+
+
 def promote_a_replica(
     storage: StorageEngineInMemory, manager: ReplicationManagerImpl, first: LocalNode, second: LocalNode
 ) -> None:
     """Make a replica the primary, as if this program were gone."""
-    step(f"{first.name} is promoted, as one does when the primary is gone")
+    step(f"{first.name} is promoted")
     answer = requests.post(f"{first.url}/replication/promote", timeout=30)
     answer.raise_for_status()
     say(f"POST {first.url}/replication/promote")
@@ -232,12 +387,19 @@ def promote_a_replica(
         say(f"This program has heard of it and takes no writes any more: {refusal.message}.")
 
 
-def main() -> int:
-    """Run the parts; return the exit code."""
+PARTS = {"replication": replication, "sharding": sharding, "both": both, "promotion": promotion}
+
+
+def main(wanted: list[str]) -> int:
+    """Run the parts, all of them when none is named; return the exit code."""
+    if set(wanted) - set(PARTS):
+        print(f"the parts are {', '.join(PARTS)}", file=sys.stderr)
+        return 2
     digits = load_digits()
     try:
-        for part in (replication,):
-            part(digits)
+        for number, part in enumerate(wanted or PARTS):
+            say("\n" if number else "", end="")
+            PARTS[part](digits)
         interruption.check()
     except BaseException:
         # Of whatever class: on its way an interruption may have become the error of what it interrupted.
@@ -254,20 +416,49 @@ def replicas_of(manager: ReplicationManagerImpl) -> dict[str, dict]:
     return dict(manager.get_replica_info()["replicas"])
 
 
-def count_at(url: str) -> int:
-    """Return how many rows a node has, asked over HTTP."""
+def rows_of(manager: ShardingManagerImpl) -> dict[str, int]:
+    """Return how many rows each shard has; what a node has, it is asked for now."""
+    manager.check_all_shards_health()
+    return {name: shard["vector_count"] for name, shard in manager.get_shard_info()["shards"].items()}
+
+
+def rows_by_shard(manager: ShardingManagerImpl, processor: QueryProcessorWithReplication) -> str:
+    """Return the same in words, once every node has heard which slots are its own."""
+    rows = processor.get_namespace_count(NAMESPACE)
+    wait_for(lambda: sum(rows_of(manager).values()) == rows, f"{rows:,} rows on all shards together")
+    return ", ".join(f"{name} {rows:,}" for name, rows in rows_of(manager).items())
+
+
+def vectors_of(digits: Digits) -> list[VectorDTO]:
+    """Return the digits as vectors to write."""
+    rows = zip(digits.ids, digits.values, digits.metadata, strict=True)
+    return [VectorDTO(values, metadata, id=row_id) for row_id, values, metadata in rows]
+
+
+def ids(hits: list[dict]) -> str:
+    """Return the ids of a search's answer."""
+    return ", ".join(str(hit["id"]) for hit in hits)
+
+
+def count_at(url: str, *, partial: bool = False) -> int:
+    """Return how many rows a node has, asked over HTTP; `partial` allows it to leave out what it cannot ask for."""
     with Client(url) as client:
-        return client.count(namespace=NAMESPACE)
+        return client.with_options(partial=partial).count(namespace=NAMESPACE)
 
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:
     """Wait until a condition holds; raise RuntimeError when it does not in a minute."""
-    deadline = time.monotonic() + PATIENCE_S
+    began = time.monotonic()
     while not condition():
-        interruption.check()
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"waited {PATIENCE_S:.0f} s for {what}")
+        give_up_after(began, what)
         time.sleep(0.1)
+
+
+def give_up_after(began: float, what: str) -> None:
+    """Raise RuntimeError when what was begun has lasted for a minute; stop the program if it was to be stopped."""
+    interruption.check()
+    if time.monotonic() - began > PATIENCE_S:
+        raise RuntimeError(f"waited {PATIENCE_S:.0f} s for {what}")
 
 
 def heading(text: str) -> None:
@@ -280,10 +471,10 @@ def step(text: str) -> None:
     say(f"\n-- {text}")
 
 
-def say(text: str) -> None:
+def say(text: str, *, end: str = "\n") -> None:
     """Print a line at once."""
     interruption.check()
-    print(text, flush=True)
+    print(text, flush=True, end=end)
 
 
 def _free_port() -> int:
@@ -295,4 +486,4 @@ def _free_port() -> int:
 interruption = Interruption()
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

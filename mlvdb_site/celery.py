@@ -38,6 +38,9 @@ ROUTES = (
     ("mlvdb_site.tasks.heartbeat", "health"),
     ("cluster.tasks.health", "health"),
     ("cluster.tasks.replication", "replication"),
+    ("cluster.tasks.sharding", "replication"),
+    ("cluster.tasks.assignments", "replication"),
+    ("cluster.tasks.moves", "replication"),
     ("", "maintenance"),
 )
 

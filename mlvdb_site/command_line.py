@@ -45,8 +45,17 @@ SERVE_OPTIONS: tuple[ServeOption, ...] = (
     ServeOption("--enable-replication", "MLVDB_ENABLE_REPLICATION", "primary|replica", alone="primary"),
     ServeOption("--replica-name", "MLVDB_REPLICA_NAME", "NAME"),
     ServeOption("--primary-url", "MLVDB_PRIMARY_URL", "URL"),
+    ServeOption("--enable-sharding", "MLVDB_ENABLE_SHARDING", switch=True),
+    ServeOption("--shards", "MLVDB_SHARDS", "N"),
+    ServeOption("--sharding-strategy", "MLVDB_SHARDING_STRATEGY", "hash|round_robin"),
     ServeOption("--reload", "MLVDB_RELOAD", switch=True),
 )
+
+
+DEMO_OPTION = "--demo"
+
+#: What the demonstration switches on, unless the environment says otherwise.
+_DEMO = {"MLVDB_ENABLE_REPLICATION": "primary", "MLVDB_ENABLE_SHARDING": "true"}
 
 
 def add_serve_options(parser: argparse.ArgumentParser) -> None:
@@ -81,6 +90,8 @@ def prepare_environment(argv: Sequence[str]) -> None:
         os.environ.setdefault("_RJEM_MALLOC_CONF", "narenas:1,dirty_decay_ms:0,muzzy_decay_ms:0")
         _raise_file_limit()
         os.environ.update(_given_options(argv[2:]))
+        if DEMO_OPTION in argv[2:]:
+            os.environ.update({name: value for name, value in _DEMO.items() if not os.environ.get(name)})
         if not os.environ.get("MLVDB_DATA_DIR"):
             port = os.environ.get("MLVDB_PORT") or BY_NAME["MLVDB_PORT"].default
             os.environ["MLVDB_DATA_DIR"] = str(BASE_DIR / "var" / str(port))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,11 @@ class NodeFiles:
     def staging(self) -> Path:
         """Files of full syncs on their way in: `<shard uid>/…`."""
         return self.root / "staging"
+
+    @property
+    def scratch(self) -> Path:
+        """Temporary files of the supervised processes; what a killed one leaves goes when the node ends or starts."""
+        return self.root / "scratch"
 
     @property
     def metrics(self) -> Path:
@@ -81,6 +87,10 @@ class NodeFiles:
         """Make the directories."""
         for path in (self.root, self.segments, self.metrics, self.logs):
             path.mkdir(parents=True, exist_ok=True)
+
+    def scratch_clear(self) -> None:
+        """Remove the temporary files; nobody may be using them."""
+        shutil.rmtree(self.scratch, ignore_errors=True)
 
     def read_or_make(self, path: Path, fresh: str) -> str:
         """Return the text of `path`; when there is none, write `fresh` (mode 0600) and return it.

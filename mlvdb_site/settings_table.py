@@ -168,6 +168,11 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("MLVDB_ENABLE_REPLICATION", str, "", "primary: this node may have replicas; replica: it registers itself with MLVDB_PRIMARY_URL. What the data dir holds wins.", choices=("primary", "replica")),
     Setting("MLVDB_REPLICA_NAME", str, "", "Name under which a node started as replica registers itself."),
     Setting("MLVDB_PRIMARY_URL", base_url, "", "URL of the primary with which a node started as replica registers itself."),
+    # Sharding: the flags of `serve`, and a limit.
+    Setting("MLVDB_ENABLE_SHARDING", boolean, False, "This node may have shards: its rows are spread over copies of its own and over other nodes. What the data dir holds wins."),
+    Setting("MLVDB_SHARDS", whole, 2, "Local shards (shard_0, shard_1, …) made when sharding is switched on.", minimum=1),
+    Setting("MLVDB_SHARDING_STRATEGY", str, "", "How generated ids are spread over shards; unset: as this node's shards were made, hash at first. Another one than they were made with refuses to start.", choices=("hash", "round_robin")),
+    Setting("MLVDB_MAX_SHARDS", whole, 1024, "Shards of one coordinator.", minimum=1, maximum=65_535),
     # Between nodes.
     Setting("MLVDB_CLUSTER_SECRET", str, "", "Shared secret that signs requests between nodes; empty: nodes talk over loopback only."),
     Setting("MLVDB_PEER_CONNECT_TIMEOUT_S", number, 1.0, "Connect timeout of a request to another node.", minimum=0.01),
@@ -177,6 +182,10 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("MLVDB_SLICE_BYTES", size_bytes, 8 * MIB, "Log bytes sent to a replica in one request.", minimum=1024),
     Setting("MLVDB_SYNC_CHUNK_BYTES", size_bytes, 8 * MIB, "Bytes of a segment file sent in one request of a full sync.", minimum=1024, maximum=64 * MIB),
     Setting("MLVDB_INLINE_SHIP_BYTES", size_bytes, 8 * MIB, "Log bytes a waiting write sends to a replica itself; beyond it waits for the background sender.", minimum=1024),
+    Setting("MLVDB_MOVE_SLICE_BYTES", size_bytes, 4 * MIB, "Bytes of rows or log that a move of slots takes over at once, a thirty-second of it while clients are at work.", minimum=1024, maximum=64 * MIB),
+    Setting("MLVDB_MOVE_CLOSE_TIMEOUT_S", number, 1.0, "Longest time for which a move closes slots to writes before it opens them again and goes on following.", minimum=0.05),
+    Setting("MLVDB_AUTO_FAILOVER", boolean, True, "Whether a new shard on another node is replaced by one of its replicas when its node is dead; each shard can be set otherwise."),
+    Setting("MLVDB_FAILOVER_MAX_LAG", whole, 10_000, "Operations a replica of a shard may be behind its primary and still take its place by itself.", minimum=0),
     Setting("MLVDB_BACKOFF_MAX_SWEEPS", whole, 15, "Most sweeps for which a replica that failed again and again is left alone.", minimum=0),
     Setting("MLVDB_HEDGE_AFTER_S", number, 0.1, "How late a copy may be with a read before another is asked as well.", minimum=0.001),
     Setting("MLVDB_STALE_AFTER_S", number, 15.0, "How long a replica may not have heard from its primary before its answers say that their lag is unknown.", minimum=0.5),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+from collections.abc import Callable
 from typing import TextIO
 
 import numpy as np
@@ -20,16 +21,19 @@ _SHADES = " ░▒▓█"
 _BLACK = 16
 
 
-def run(base_url: str, out: TextIO, *, api_key: str | None = None) -> None:
+def run(
+    base_url: str, out: TextIO, *, api_key: str | None = None, once_loaded: Callable[[], None] = lambda: None
+) -> None:
     """Load the digits into namespace `digits` unless they are there; print a search, its answer, where to click.
 
-    `api_key` is needed where the node has keys; the environment's MLVDB_API_KEY is taken when it is None. Whatever goes
-    wrong is one line: the node itself is running.
+    `api_key` is needed where the node has keys; the environment's MLVDB_API_KEY is taken when it is None. `once_loaded`
+    is called between loading and searching. Whatever goes wrong is one line: the node itself is running.
     """
     digits = load_digits()
     with Client(base_url, api_key or os.environ.get("MLVDB_API_KEY"), retries=Retries(attempts=8)) as client:
         try:
             loaded = _load(client, digits)
+            once_loaded()
             hits = client.search(id=QUERY_ID, top_k=TOP_K, namespace=digits.namespace)
         except NotAuthenticated:
             print("The demonstration needs an API key with scope write: set MLVDB_API_KEY to one.", file=out)

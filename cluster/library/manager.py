@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Self
 
-from django.core.exceptions import ImproperlyConfigured
-
 from cluster.library.background import background_processes
+from cluster.library.engines import engine_session
+from cluster.library.preparation import ACTOR, interval_check, prepare
 from vectors.errors import InvalidInput
-from vectors.library.environment import ensure_django, private_directory
 
 if TYPE_CHECKING:
+    from cluster.library.session import Session
     from vectors.library import StorageEngineInMemory
     from vectors.library.vectors import AnyVector, Id
 
-ACTOR = "library"
 HEALTH_TASK = "cluster.tasks.health_replicas"
 DEFAULT_NAMESPACE = "default"
 
@@ -41,15 +39,12 @@ class ReplicationManagerImpl:
         primary_replica_id: str = "primary",
         health_check_interval: float = 5.0,
     ) -> None:
-        if not math.isfinite(health_check_interval) or health_check_interval < 0.1:
-            raise InvalidInput(
-                "health_check_interval is a number of seconds, at least 0.1", field="health_check_interval"
-            )
+        interval_check(health_check_interval)
         self.primary_storage = primary_storage
         self._primary_replica_id = primary_replica_id
         self._lock = threading.Lock()
         self._is_shut_down = False
-        _prepare(health_check_interval)
+        prepare(health_task=HEALTH_TASK, health_check_interval=health_check_interval)
         background_processes().enter()
         _have_knocks(primary_storage, wanted=True)
 
@@ -181,23 +176,21 @@ class ReplicationManagerImpl:
         self, vectors: Iterable[AnyVector], namespace: str = DEFAULT_NAMESPACE, *, timeout_s: float | None = None
     ) -> dict[str, bool]:
         """Write vectors, wait until every replica has them, and return {replica: whether it has}."""
-        shard = self._shard()
-        self.primary_storage.through(shard).write_vectors(vectors, namespace)
-        return self._wait(shard.written, timeout_s)
+        session, storage = self._session()
+        storage.write_vectors(vectors, namespace)
+        return self._wait(session.written(self.primary_storage.shard_uid), timeout_s)
 
     def replicate_delete(
         self, vector_id: Id, namespace: str = DEFAULT_NAMESPACE, *, timeout_s: float | None = None
     ) -> dict[str, bool]:
         """Delete a vector, wait until every replica has done it, and return {replica: whether it has}."""
-        shard = self._shard()
-        self.primary_storage.through(shard).delete(vector_id, namespace)
-        return self._wait(shard.written, timeout_s)
+        session, storage = self._session()
+        storage.delete(vector_id, namespace)
+        return self._wait(session.written(self.primary_storage.shard_uid), timeout_s)
 
-    def _shard(self) -> Any:
-        from cluster.library.shard import ReplicatedShard
-
+    def _session(self) -> tuple[Session, StorageEngineInMemory]:
         self._check_running()
-        return ReplicatedShard(self.primary_storage)
+        return engine_session(self.primary_storage)
 
     def _wait(self, position: Any, timeout_s: float | None) -> dict[str, bool]:
         """Wait for a position of the log; a call that wrote nothing (no such row) waits for the log's end."""
@@ -226,56 +219,13 @@ class ReplicationManagerImpl:
         background_processes().ensure()
 
 
-def _prepare(health_check_interval: float) -> None:
-    """Make the database of this program, or of this project, one of a node that may have replicas."""
-    ensure_django()
-    from django.apps import apps
-    from django.core.management import call_command
-    from django.db import transaction
-
-    if not apps.is_installed("cluster"):
-        raise ImproperlyConfigured("Django is configured without the app 'cluster', which replication needs")
-    from cluster.services.registry import replication_enable
-    from mlvdb_site.markers import topology_changed
-    from mlvdb_site.schedule import schedule_seed
-
-    if private_directory() is not None:
-        call_command("migrate", verbosity=0, interactive=False)
-    schedule_seed()
-    replication_enable(actor=ACTOR)
-    _interval_set(health_check_interval)
-    with transaction.atomic():
-        # The storage engine may be newer than the picture that this process has of its shards.
-        topology_changed()
-
-
-def _interval_set(seconds: float) -> None:
-    """Set the interval of the health rounds, as the admin's periodic tasks do."""
-    from django_celery_beat.models import IntervalSchedule, PeriodicTask
-
-    is_whole = float(seconds).is_integer()
-    wanted: Mapping[str, Any] = {
-        "every": int(seconds) if is_whole else round(seconds * 1_000_000),
-        "period": IntervalSchedule.SECONDS if is_whole else IntervalSchedule.MICROSECONDS,
-    }
-    interval = IntervalSchedule.objects.filter(**wanted).first() or IntervalSchedule.objects.create(**wanted)
-    task = PeriodicTask.objects.get(task=HEALTH_TASK)
-    if task.interval_id != interval.pk:
-        task.interval, task.expire_seconds = interval, math.ceil(seconds)
-        # Not by update(): saving tells beat that the schedule has changed.
-        task.save()
-
-
 def _have_knocks(storage: StorageEngineInMemory, *, wanted: bool) -> None:
     """Have writes that go to the engine itself tell the senders too, or no more."""
     from cluster.replication.knocks import knock
 
-    try:
-        storage.query_processor.on_knock = knock if wanted else None  # type: ignore[attr-defined]
-    except ValueError:
-        # Closed before its manager was shut down.
-        if wanted:
-            raise
+    if wanted and storage.is_closed:
+        raise ValueError(f"storage engine {storage.label} is closed")
+    storage.local.on_knock = knock if wanted else None
 
 
 def _forget_closed_engines() -> None:

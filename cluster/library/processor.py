@@ -1,4 +1,4 @@
-"""`QueryProcessorWithReplication`: the library's query processor over a storage engine and its replicas."""
+"""`QueryProcessorWithReplication`: the library's query processor over storage engines, their replicas and shards."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from vectors.library import Index, QueryProcessor
 
 if TYPE_CHECKING:
     from cluster.library.manager import ReplicationManagerImpl
+    from cluster.library.sharding import ShardingManagerImpl
     from vectors.library import StorageEngineInMemory
 
 LEVELS = ("one", "quorum", "all")
@@ -16,11 +17,13 @@ PREFERENCES = ("primary", "replica", "nearest")
 
 
 class QueryProcessorWithReplication(QueryProcessor):
-    """Vectors of a storage engine that has replicas: written at a level, read from whichever copy. Thread-safe.
+    """Vectors of a storage engine that has replicas, or of all shards of a program. Thread-safe.
 
     `consistency` one, quorum or all is asked of every write and read (docs/consistency.md): a level that is not reached
     raises NotEnoughCopies, after `timeout_s` at most. `read_preference` primary, replica or nearest is where reads go;
-    whichever it is, they see what was written through this object. Without a manager it is a `QueryProcessor`.
+    whichever it is, they see what was written through this object. With a sharding manager vectors are spread over its
+    shards and searched in all of them; `storage_engine` is one of them then, or has nothing in it. Without a manager it
+    is a `QueryProcessor`.
     """
 
     def __init__(
@@ -28,39 +31,55 @@ class QueryProcessorWithReplication(QueryProcessor):
         storage_engine: StorageEngineInMemory,
         index: Index | None = None,
         replication_manager: ReplicationManagerImpl | None = None,
-        sharding_manager: object | None = None,
+        sharding_manager: ShardingManagerImpl | None = None,
         *,
         consistency: str = "one",
         read_preference: str = "nearest",
         timeout_s: float | None = None,
     ) -> None:
         super().__init__(storage_engine, index)
-        if sharding_manager is not None:
-            raise InvalidInput(
-                "sharding is not part of this version: there is no ShardingManagerImpl, and nothing that would spread"
-                " vectors over shards; leave sharding_manager out",
-                field="sharding_manager",
-            )
         _check("consistency", consistency, LEVELS)
         _check("read_preference", read_preference, PREFERENCES)
-        if replication_manager is not None and replication_manager.primary_storage is not storage_engine:
-            raise InvalidInput("the manager replicates another storage engine", field="replication_manager")
         self.replication_manager = replication_manager
-        if replication_manager is not None:
-            from cluster.library.shard import ReplicatedShard
+        self.sharding_manager = sharding_manager
+        options: dict[str, Any] = {
+            "consistency": consistency,
+            "read_preference": read_preference,
+            "timeout_s": timeout_s,
+        }
+        if sharding_manager is not None:
+            self._check_engines()
+            from cluster.library.engines import shards_session
 
-            self._engine = storage_engine.through(
-                ReplicatedShard(
-                    storage_engine, consistency=consistency, read_preference=read_preference, timeout_s=timeout_s
-                )
-            )
+            self._engine = shards_session(storage_engine, check=sharding_manager.check_running, **options)
+        elif replication_manager is not None:
+            self._check_engines()
+            from cluster.library.engines import engine_session
+
+            self._engine = engine_session(storage_engine, **options)[1]
 
     def get_storage_info(self) -> dict[str, Any]:
-        """Return the totals, and what the manager knows of the replicas under `replication`."""
+        """Return the totals, and what the managers know: `replication` and `sharding`."""
         info = super().get_storage_info()
         if self.replication_manager is not None:
             info["replication"] = self.replication_manager.get_replica_info()
+        if self.sharding_manager is not None:
+            info["sharding"] = self.sharding_manager.get_shard_info()
         return info
+
+    def _check_engines(self) -> None:
+        """Raise InvalidInput where this object would answer with other rows than the engines it was given have."""
+        own = self.storage_engine
+        shards = [] if self.sharding_manager is None else list(self.sharding_manager.shard_storages.values())
+        if self.replication_manager is not None and not any(
+            self.replication_manager.primary_storage is engine for engine in (own, *shards)
+        ):
+            raise InvalidInput("the manager replicates another storage engine", field="replication_manager")
+        if shards and not any(own is shard for shard in shards) and own.total_vectors:
+            raise InvalidInput(
+                "the storage engine is none of the sharding manager's shards, and its vectors would not be found",
+                field="storage_engine",
+            )
 
 
 def _check(field: str, value: str, allowed: tuple[str, ...]) -> None:

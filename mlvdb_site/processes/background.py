@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -39,6 +40,7 @@ def main(arguments: Sequence[str]) -> None:
 
     from mlvdb_site.celery import app
 
+    _keep_temporary_files_in_the_data_dir()
     # weak=False: nothing else keeps the partial.
     signals.worker_process_init.connect(partial(_bind_pool_process, os.getpid()), weak=False)
     app.start(argv=list(arguments))
@@ -67,6 +69,15 @@ def preload() -> None:
         importlib.import_module(module)
     app.loader.import_default_modules()
     app.finalize()
+
+
+def _keep_temporary_files_in_the_data_dir() -> None:
+    from django.conf import settings
+
+    scratch = settings.NODE_FILES.scratch
+    scratch.mkdir(parents=True, exist_ok=True)
+    # A pool's shared memory has a directory of its own, which a process that is killed cannot remove.
+    tempfile.tempdir = str(scratch)
 
 
 def _spec(name: str, *arguments: str) -> ChildSpec:

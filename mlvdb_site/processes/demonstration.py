@@ -1,7 +1,8 @@
-"""Loads and shows the data set that ships with the project, against a running node."""
+"""Completes the demonstration's cluster, loads and shows the data set that ships with the project."""
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -10,15 +11,18 @@ from mlvdb_site.processes import lifeline
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the demonstration against the node at the URL in `arguments`, in a process of its own."""
+    """Run the demonstration in a process of its own: against the coordinator at a URL, with other nodes as NAME=URL."""
     lifeline.hold_on()
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "mlvdb_site.settings")
     import django
 
     django.setup()
-    from vectors import demo
+    # What is printed here is for the person at the terminal.
+    logging.disable(logging.INFO)
+    from cluster import demo
 
-    demo.run(arguments[0], sys.stdout)
+    base_url, *others = arguments
+    demo.run(base_url, {name: url for name, _, url in (other.partition("=") for other in others)}, sys.stdout)
 
 
 if __name__ == "__main__":

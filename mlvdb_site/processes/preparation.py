@@ -35,7 +35,7 @@ class DatabaseRefused(PreparationRefused):
 
 
 class SettingsRefused(PreparationRefused):
-    """Raised when a node that is to join others was not told enough to do it."""
+    """Raised when a node that is to join others was not told enough to do it, or its shards were made otherwise."""
 
 
 def migrate(files: NodeFiles) -> bool:
@@ -92,11 +92,13 @@ def make_first_user(files: NodeFiles) -> str | None:
 
 
 def make_first_rows() -> None:
-    """Make what every node has from its first start: its own shard, and the periodic tasks; switch replication on.
+    """Make what every node has from its first start: its own shard, and the periodic tasks.
+
+    Then switch replication and sharding on, where the settings say so.
 
     Raise DatabaseRefused and SettingsRefused.
     """
-    from cluster.services import joining
+    from cluster.services import joining, sharding_sweep
     from mlvdb_site.schedule import schedule_seed
     from vectors import services
 
@@ -107,9 +109,14 @@ def make_first_rows() -> None:
     schedule_seed()
     try:
         joining.check_settings()
-    except joining.InvalidInput as error:
+        sharding_sweep.check_settings()
+    except (joining.InvalidInput, sharding_sweep.StrategyFixed) as error:
         raise SettingsRefused(error.message) from None
     joining.replication_switch_on()
+    try:
+        sharding_sweep.sharding_switch_on()
+    except joining.MLVectorDBError as error:
+        raise SettingsRefused(f"sharding cannot be switched on: {error.message}") from None
 
 
 def _migrations_on_disk() -> set[tuple[str, str]]:

@@ -66,6 +66,7 @@ class ProgramProcesses:
             supervisor.finish()
             if self.broker is not None:
                 self.broker.remove()
+            self.files.scratch_clear()
             remove_record(self.files)
 
     def _start_all(self) -> None:

@@ -26,6 +26,7 @@ from mlvdb_site.processes import background, forking, listener, preparation, web
 from mlvdb_site.processes import broker as brokers
 from mlvdb_site.processes.checkpoints import LOOK_EVERY_S, CheckpointWatch
 from mlvdb_site.processes.children import ChildSpec
+from mlvdb_site.processes.companions import Companion, OtherPort, companions_of, port_keep
 from mlvdb_site.processes.output import Show, Terminal
 from mlvdb_site.processes.readiness import Readiness
 from mlvdb_site.processes.record import NodeInUse, ServeLock, ServeRecord, left_over_record, remove_record, write_record
@@ -68,6 +69,7 @@ class NodeServing:
     files: NodeFiles
     terminal: Terminal
     demo: bool = False
+    """Whether this is the coordinator of the small cluster that demonstrates everything."""
     began_at: float = field(default_factory=time.monotonic)
     started: str = field(default_factory=lambda: timezone.now().isoformat(timespec="seconds"))
 
@@ -85,6 +87,7 @@ class NodeServing:
             self._refuse_open_address()
             self.listening = self._listen(after_crash=left_over is not None)
             try:
+                self._keep_demonstration()
                 return self._supervise()
             finally:
                 self.listening.close()
@@ -111,6 +114,11 @@ class NodeServing:
     def broker_url(self) -> str:
         """The URL of the broker, private or not."""
         return self.broker.url if self.broker is not None else str(settings.MLVDB_BROKER_URL)
+
+    @cached_property
+    def companions(self) -> list[Companion]:
+        """The other nodes of the demonstration."""
+        return companions_of(self.files, settings.MLVDB_PORT) if self.demo else []
 
     @cached_property
     def supervisor(self) -> Supervisor:
@@ -145,6 +153,8 @@ class NodeServing:
         deadline = time.monotonic() + (PORT_FREED_WITHIN_S if after_crash else 0.0)
         while True:
             try:
+                for companion in self.companions:
+                    companion.check()
                 return listener.listen(settings.MLVDB_HOST, settings.MLVDB_PORT)
             except listener.AddressRefused as error:
                 # The workers of a killed `serve` end a moment after it.
@@ -152,10 +162,18 @@ class NodeServing:
                     raise Refused(str(error)) from None
                 time.sleep(0.05)
 
+    def _keep_demonstration(self) -> None:
+        if self.demo:
+            try:
+                port_keep(self.files, settings.MLVDB_PORT)
+            except OtherPort as error:
+                raise Refused(str(error)) from None
+
     # -- from start to end --------------------------------------------------------------------------------------
 
     def _supervise(self) -> int:
         private_broker = self.broker
+        self.files.scratch_clear()
         self._settle_environ()
         supervisor = self.supervisor
         try:
@@ -163,6 +181,8 @@ class NodeServing:
             supervisor.changed = self._write_record
             if private_broker is not None:
                 supervisor.start(private_broker.spec(BROKER))
+            for companion in self.companions:
+                supervisor.start(companion.spec(broker_url="" if private_broker is not None else self.broker_url))
             password = self._prepare()
             self._load()
             self._start_all()
@@ -179,6 +199,7 @@ class NodeServing:
             supervisor.finish()
             if private_broker is not None:
                 private_broker.remove()
+            self.files.scratch_clear()
 
     def _prepare(self) -> str | None:
         try:
@@ -304,9 +325,8 @@ class NodeServing:
         return ChildSpec(CHECKPOINT, command, restart=False)
 
     def _demo_spec(self) -> ChildSpec:
-        return ChildSpec(
-            DEMO, [self.url], module="mlvdb_site.processes.demonstration", restart=False, show=Show.EVERYTHING
-        )
+        nodes = [self.url, *(f"{companion.name}={companion.url}" for companion in self.companions)]
+        return ChildSpec(DEMO, nodes, module="mlvdb_site.processes.demonstration", restart=False, show=Show.EVERYTHING)
 
     # -- what others see ----------------------------------------------------------------------------------------
 

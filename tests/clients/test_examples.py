@@ -60,40 +60,71 @@ def test_the_same_example_uses_a_running_node(client: Client, node_url: str, tmp
 
 @pytest.mark.processes
 @pytest.mark.slow
-def test_the_replication_example_shows_replicas_levels_a_loss_and_a_promotion_and_leaves_nothing(tmp_path) -> None:
+@pytest.mark.timeout(360)
+def test_the_example_shows_replication_sharding_both_and_a_promotion_and_leaves_nothing(tmp_path: Path) -> None:
     process = start_program(REPLICATION, tmp_path)
     try:
-        output, errors = process.communicate(timeout=110)
+        output, errors = process.communicate(timeout=300)
     finally:
         process.kill()
 
-    assert process.returncode == 0, errors
+    assert process.returncode == 0, (output, errors)
     assert errors == ""
-    assert output.count("following, lacks 0 operations, holds 1,797 rows") == 2
-    assert re.findall(r"  (one|quorum|all) +answered in", output) == ["one", "quorum", "all"]
-    assert "{'replica_1': True, 'replica_2': True}" in output
-    assert "refused: 409 not_primary" in output
-    assert re.findall(r"  (one|quorum|all) +(written|refused)", output) == [
+    parts = re.split(r"^(?=.+\n=+$)", output, flags=re.MULTILINE)
+    _, replication, sharding, both, promotion = parts
+    assert replication.count("following, lacks 0 operations, holds 1,797 rows") == 2
+    assert re.findall(r"  (one|quorum|all) +answered in", replication) == ["one", "quorum", "all"]
+    assert "{'replica_1': True, 'replica_2': True}" in replication
+    assert "refused: 409 not_primary" in replication
+    assert re.findall(r"  (one|quorum|all) +(written|refused)", replication) == [
         ("one", "written"),
         ("quorum", "written"),
         ("all", "refused"),
     ]
-    assert re.search(r"later it has all 1,805 rows", output)
-    assert "This node is the primary now, in term 2" in output
-    assert "replica_1 has 1,806 rows, replica_2 1,806" in output
-    assert "takes no writes any more" in output
+    assert re.search(r"later it has all 1,805 rows", replication)
+
+    assert _rows(sharding, r"1,797 handwritten digits: (.*)") == 1797
+    assert "the best of all: digit-0042, digit-0125, digit-0381" in sharding
+    assert _rows(sharding, r"s later: (.*)") == 1798
+    assert re.search(r"Meanwhile \d+ searches and counts saw every row once", sharding)
+    assert "refused: 409 not_primary" in sharding
+    assert "complete=False, failed=['shard_2']" in sharding
+    assert "New vectors get ids of the shards that are there: shard_0 and shard_1." in sharding
+    assert "all 1,818 rows are there" in sharding
+    assert _rows(sharding, r"Left are (.*)") == _rows(sharding, r"Evened out: (.*);") == 1818
+
+    assert _rows(both, r"1,797 rows: (.*)") == 1797
+    assert sum(int(rows.replace(",", "")) for rows in re.findall(r"holds ([\d,]+) of them", both)) == 1797
+    assert re.search(r"of shard_0: written\n.*of shard_1: refused, not_enough_copies\n", both)
+
+    assert promotion.count("following, lacks 0 operations, holds 1,797 rows") == 2
+    assert "This node is the primary now, in term 2" in promotion
+    assert "replica_1 has 1,798 rows, replica_2 1,798" in promotion
+    assert "takes no writes any more" in promotion
     assert processes_of(tmp_path) == []
     assert list(tmp_path.iterdir()) == []
+
+
+def _rows(text: str, pattern: str) -> int:
+    """Return the sum of the rows by shard that the example prints after some words."""
+    found = re.search(pattern, text)
+    assert found, text
+    return sum(int(rows.replace(",", "")) for rows in re.findall(r"shard_\d ([\d,]+)", found[1]))
 
 
 @pytest.mark.processes
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-def test_an_interrupted_replication_example_ends_all_that_it_started(tmp_path: Path, number: signal.Signals) -> None:
-    process = start_program(REPLICATION, tmp_path)
+@pytest.mark.parametrize(
+    ("part", "said"), [("replication", "empty nodes were started"), ("sharding", "Meanwhile"), ("both", "Write at")]
+)
+def test_an_interrupted_part_of_the_example_ends_all_that_it_started(
+    tmp_path: Path, part: str, said: str, number: signal.Signals
+) -> None:
+    process = start_program(REPLICATION, tmp_path, part)
     try:
         assert process.stdout is not None
-        while "empty nodes were started" not in (line := process.stdout.readline()):
+        while said not in (line := process.stdout.readline()):
             assert line, process.communicate()
         wait_for(lambda: len(processes_of(tmp_path)) > 10, timeout_s=30)
         # As Ctrl-C in a terminal: to the whole process group.

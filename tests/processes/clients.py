@@ -51,7 +51,7 @@ class Recorder:
                 ]
                 answer = self._ask(node, "PUT", "/vectors/batch", {"vectors": rows}, query)
         except requests.RequestException as error:
-            write.outcome = Outcome.REFUSED if _was_never_sent(error) else Outcome.UNKNOWN
+            write.outcome = Outcome.REFUSED if was_never_sent(error) else Outcome.UNKNOWN
             write.answer = repr(error)
             return write
         write.answer = f"{answer.status_code} {answer.text[:300]}"
@@ -248,7 +248,7 @@ class Clients:
             raise AssertionError(f"{node} answered a read with {answer.status_code} {answer.text}")
 
 
-def _was_never_sent(error: requests.RequestException) -> bool:
+def was_never_sent(error: requests.RequestException) -> bool:
     """Return whether the connection was refused, so that the node has not seen the request."""
     reason = getattr(error.args[0], "reason", None) if error.args else None
     return isinstance(reason, NewConnectionError)

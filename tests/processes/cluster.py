@@ -1,4 +1,4 @@
-"""A cluster for a test: one primary and its replicas, real nodes, with faults on their links where wanted."""
+"""Clusters for tests: real nodes, with faults on their links where wanted; one primary and its replicas."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from mlvdb_site.http.signing import NO_BODY_SHA256, sign
 from tests.processes.fault_proxy import Fault, FaultProxy
@@ -25,45 +25,38 @@ EQUAL_WITHIN_S = 45.0
 A_NODE = "7" * 32
 
 
-class ReplicationCluster:
-    """Nodes by name: `primary`, `replica_1`, `replica_2`, …; a context manager that starts and ends them all.
+class NodeGroup:
+    """Real nodes by name, started and ended together; a context manager once a kind of cluster says how it starts.
 
     With `proxied` every node is known to the others under the URL of a fault proxy in front of it, while the test and
-    its clients speak to the node itself. `head` is the name of the node that is the primary now. Settings hold for all
-    nodes; `settings_of` adds some for single ones, `data_dirs` names a place for their data.
+    its clients speak to the node itself. Settings hold for all nodes; `settings_of` adds some for single ones,
+    `data_dirs` names a place for their data, `options` are what `serve` is started with.
     """
 
     def __init__(
         self,
-        replicas: int = 1,
+        options: Mapping[str, tuple[str, ...]],
         *,
         proxied: bool = False,
         settings_of: dict[str, dict[str, str]] | None = None,
         data_dirs: dict[str, Path] | None = None,
         **settings: str,
     ) -> None:
-        self.names = [PRIMARY, *(f"replica_{number}" for number in range(1, replicas + 1))]
-        self.head = PRIMARY
+        self.names = list(options)
         self.nodes: dict[str, NodeProcess] = {}
         self.links: dict[str, FaultProxy] = {}
         for name in self.names:
-            options = ("--enable-replication", "primary") if name == PRIMARY else ()
             own = (settings_of or {}).get(name, {})
-            node = NodeProcess((data_dirs or {}).get(name), options=options, **settings, **own)
+            node = NodeProcess((data_dirs or {}).get(name), options=options[name], **settings, **own)
             self.nodes[name] = node
             if proxied:
                 self.links[name] = FaultProxy(node.port)
                 node.environ["MLVDB_ADVERTISE_URL"] = self.links[name].url
 
-    # -- start and end ------------------------------------------------------------------------------------------
-
-    def start(self) -> ReplicationCluster:
-        """Start all nodes at once, register the replicas, and wait until all of them are members."""
+    def start(self) -> Self:
+        """Start all nodes at once, and make a cluster of them."""
         with ThreadPoolExecutor(len(self.nodes)) as pool:
             list(pool.map(NodeProcess.start, self.nodes.values()))
-        for name in self.replicas:
-            self.add(name)
-        self.wait_until_members()
         return self
 
     def close(self) -> None:
@@ -79,7 +72,7 @@ class ReplicationCluster:
             if error is not None:
                 raise error
 
-    def __enter__(self) -> ReplicationCluster:
+    def __enter__(self) -> Self:
         try:
             return self.start()
         except BaseException as error:
@@ -93,21 +86,13 @@ class ReplicationCluster:
     def __getitem__(self, name: str) -> NodeProcess:
         return self.nodes[name]
 
-    @property
-    def primary(self) -> NodeProcess:
-        """The node that is the primary now."""
-        return self.nodes[self.head]
-
-    @property
-    def replicas(self) -> list[str]:
-        """The names of the others."""
-        return [name for name in self.names if name != self.head]
-
     def log_tail(self) -> str:
         """Return the end of what every node wrote."""
         return "\n".join(f"===== {name}\n{node.log_tail(25)}" for name, node in self.nodes.items())
 
-    # -- the links ----------------------------------------------------------------------------------------------
+    def url(self, name: str) -> str:
+        """Return the URL under which the other nodes know a node."""
+        return self.links[name].url if name in self.links else self.nodes[name].base_url
 
     def node_id(self, name: str) -> str:
         """Return the id a node has made for itself."""
@@ -121,21 +106,72 @@ class ReplicationCluster:
                 self.links[inside].set_for(self.node_id(outside), fault)
 
     def heal(self) -> None:
-        """Make all links well, let stopped nodes go on, start those that were killed, and see who the primary is."""
+        """Make all links well, let stopped nodes go on, and start those that were killed."""
         for link in self.links.values():
             link.heal()
         for node in self.nodes.values():
             thaw(node)
             if node.process is not None and node.process.poll() is not None:
                 node.start()
+
+    def status(self, name: str) -> dict[str, Any]:
+        """Return what a node tells its peers of itself."""
+        path = "/cluster/node/status"
+        secret = self.nodes[name].environ.get("MLVDB_CLUSTER_SECRET", "")
+        headers = sign(secret, node=A_NODE, method="GET", path_and_query=path, body_sha256=NO_BODY_SHA256)
+        answer = self.nodes[name].get(path, headers=headers)
+        assert answer.status_code == 200, answer.text
+        return dict(answer.json())
+
+    def verify(self) -> None:
+        """Assert that every record and file of every node is what its checksum says."""
+        for name, node in self.nodes.items():
+            verified = node.manage("verify")
+            assert verified.returncode == 0, f"{name}: {verified.stdout}{verified.stderr}"
+
+
+class ReplicationCluster(NodeGroup):
+    """Nodes by name: `primary`, `replica_1`, `replica_2`, …; `head` is the name of the node that is the primary now."""
+
+    def __init__(
+        self,
+        replicas: int = 1,
+        *,
+        proxied: bool = False,
+        settings_of: dict[str, dict[str, str]] | None = None,
+        data_dirs: dict[str, Path] | None = None,
+        **settings: str,
+    ) -> None:
+        options: dict[str, tuple[str, ...]] = {PRIMARY: ("--enable-replication", "primary")}
+        options |= {f"replica_{number}": () for number in range(1, replicas + 1)}
+        super().__init__(options, proxied=proxied, settings_of=settings_of, data_dirs=data_dirs, **settings)
+        self.head = PRIMARY
+
+    def start(self) -> Self:
+        """Start all nodes at once, register the replicas, and wait until all of them are members."""
+        super().start()
+        for name in self.replicas:
+            self.add(name)
+        self.wait_until_members()
+        return self
+
+    @property
+    def primary(self) -> NodeProcess:
+        """The node that is the primary now."""
+        return self.nodes[self.head]
+
+    @property
+    def replicas(self) -> list[str]:
+        """The names of the others."""
+        return [name for name in self.names if name != self.head]
+
+    def heal(self) -> None:
+        """Make all well again, and see who the primary is."""
+        super().heal()
         shards = {name: self.shard(name) for name in self.names}
         self.head = max(self.names, key=lambda name: (shards[name]["role"] == "primary", shards[name]["term"]))
 
     # -- the registry -------------------------------------------------------------------------------------------
-
-    def url(self, name: str) -> str:
-        """Return the URL under which the other nodes know a node."""
-        return self.links[name].url if name in self.links else self.nodes[name].base_url
 
     def add(self, name: str) -> dict[str, Any]:
         """Register a replica with the primary."""
@@ -178,15 +214,6 @@ class ReplicationCluster:
         return name
 
     # -- what the copies are ------------------------------------------------------------------------------------
-
-    def status(self, name: str) -> dict[str, Any]:
-        """Return what a node tells its peers of itself."""
-        path = "/cluster/node/status"
-        secret = self.nodes[name].environ.get("MLVDB_CLUSTER_SECRET", "")
-        headers = sign(secret, node=A_NODE, method="GET", path_and_query=path, body_sha256=NO_BODY_SHA256)
-        answer = self.nodes[name].get(path, headers=headers)
-        assert answer.status_code == 200, answer.text
-        return dict(answer.json())
 
     def shard(self, name: str) -> dict[str, Any]:
         """Return what a node says of its one shard copy."""
@@ -236,12 +263,6 @@ class ReplicationCluster:
         found = faults(history, copies, values_of=values_of, set_aside=self.set_aside())
         assert not found, "\n".join([f"{len(found)} faults", *map(str, found[:20]), self.log_tail()])
         assert history.acknowledged() > 0
-
-    def verify(self) -> None:
-        """Assert that every record and file of every node is what its checksum says."""
-        for name, node in self.nodes.items():
-            verified = node.manage("verify")
-            assert verified.returncode == 0, f"{name}: {verified.stdout}{verified.stderr}"
 
     def _wait(self, condition: Any, timeout_s: float, what: str) -> None:
         try:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.processes.node import NodeProcess
 
-STARTS_NODES = {"NodeProcess", "ReplicationCluster"}
+STARTS_NODES = {"NodeProcess", "ReplicationCluster", "ShardedCluster"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

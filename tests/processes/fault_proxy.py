@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import re
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -27,6 +29,7 @@ class Fault(StrEnum):
     REFUSE = "refuse"  # connections are refused, open ones reset
     SILENT = "silent"  # connections are accepted, and nothing gets through
     SLOW = "slow"  # so many bytes per second in each direction of each connection
+    LATE = "late"  # some requests take their time, each another: what was sent first need not be there first
     GARBAGE = "garbage"  # every request is answered with bytes that mean nothing; the node never sees it
     CUT_REQUESTS = "cut requests"  # what is sent to the node does not arrive; what it sends does
     CUT_ANSWERS = "cut answers"  # the node hears and acts, and its answers do not arrive
@@ -59,6 +62,8 @@ class FaultProxy:
         self._fault = Fault.PASS
         self._fault_of: dict[str, Fault] = {}
         self._bytes_per_s = 0
+        self._late, self._late_s = b"", 0.0
+        self._random = random.Random(target_port)
         self._changed = threading.Condition()
         self._open: set[_Connection] = set()
         self._garbage = count()
@@ -72,10 +77,14 @@ class FaultProxy:
         """The base URL of the node behind it."""
         return f"http://127.0.0.1:{self.port}"
 
-    def set(self, fault: Fault, *, bytes_per_s: int = 0) -> None:
-        """Do this to everybody from now on, to open connections too."""
+    def set(self, fault: Fault, *, bytes_per_s: int = 0, late_s: float = 0.0, late: bytes = b"") -> None:
+        """Do this to everybody from now on, to open connections too.
+
+        With LATE, requests that have the bytes `late` in them take up to `late_s`.
+        """
         with self._changed:
             was, self._fault, self._bytes_per_s = self._fault, fault, bytes_per_s
+            self._late, self._late_s = late, late_s
             self._changed.notify_all()
         if fault is Fault.REFUSE and was is not Fault.REFUSE:
             # A bound socket that does not listen refuses, and keeps the port.
@@ -99,9 +108,9 @@ class FaultProxy:
         self.set(Fault.PASS)
 
     @contextlib.contextmanager
-    def faulty(self, fault: Fault, *, bytes_per_s: int = 0) -> Iterator[None]:
+    def faulty(self, fault: Fault, *, bytes_per_s: int = 0, late_s: float = 0.0, late: bytes = b"") -> Iterator[None]:
         """Do this within the context, and pass everything on afterwards."""
-        self.set(fault, bytes_per_s=bytes_per_s)
+        self.set(fault, bytes_per_s=bytes_per_s, late_s=late_s, late=late)
         try:
             yield
         finally:
@@ -197,6 +206,8 @@ class FaultProxy:
                 if is_request:
                     connection.client.sendall(self._some_garbage())
                 return is_request
+            if fault is Fault.LATE and is_request and self._late in data:
+                time.sleep(self._random.uniform(0.0, self._late_s))
             piece = data if fault is not Fault.SLOW else data[: max(1, int(rate * _TICK_S))]
             sink.sendall(piece)
             self.passed_bytes += len(piece)

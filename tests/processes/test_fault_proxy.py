@@ -118,6 +118,16 @@ def test_a_slow_link_needs_its_time(link, server):
     assert ask(link, b"little") == b"little"
 
 
+def test_a_late_request_is_overtaken_by_others_and_arrives(link, server):
+    link.set(Fault.LATE, late_s=60.0, late=b"later")
+    with pytest.raises(requests.Timeout):
+        ask(link, b"later", timeout=0.2)
+    assert ask(link, b"now") == b"now"
+    link.set(Fault.LATE, late_s=0.2, late=b"later")
+    assert ask(link, b"later") == b"later"
+    assert server.heard == [b"now", b"later"]
+
+
 def test_a_fault_of_one_sender_leaves_the_others_alone(link, server):
     link.set_for("abc1", Fault.SILENT)
     assert ask(link) == b"hello"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -83,3 +84,14 @@ def test_a_killed_pool_process_is_replaced(node: NodeProcess) -> None:
     os.kill(before[0], signal.SIGKILL)
     # By Celery; or, where the pool was only just starting, by the supervisor, because Celery then ends.
     wait_for(lambda: len(pids := pool()) == 2 and before[0] not in pids, what="a new pool process", timeout_s=30)
+
+
+def test_temporary_files_of_killed_children_go_with_the_run(tmp_path: Path) -> None:
+    data_dir, elsewhere = tmp_path / "node", tmp_path / "tmp"
+    elsewhere.mkdir()
+    with NodeProcess(data_dir, TMPDIR=str(elsewhere)) as node:
+        wait_for(lambda: list((data_dir / "scratch").iterdir()), timeout_s=30, what="the files of a pool")
+        os.kill(node.child("tasks"), signal.SIGKILL)
+        node.stop()
+        assert not (data_dir / "scratch").exists()
+    assert list(elsewhere.iterdir()) == []

@@ -107,7 +107,6 @@ assert manager.replica_count == info["replication"]["healthy_replicas"] == info[
 assert type(raised(manager.check_replica_health, "three")).__name__ == "ReplicaNotFound"
 assert type(raised(manager.add_replica, "two", sys.argv[1])).__name__ == "ReplicaExists"
 assert "me is the primary" in str(raised(manager.add_replica, "me", sys.argv[1]))
-assert "sharding" in str(raised(QueryProcessorWithReplication, storage, sharding_manager=object()))
 other = StorageEngineInMemory()
 assert "another" in str(raised(QueryProcessorWithReplication, other, replication_manager=manager))
 assert manager.remove_replica("two") is True and manager.remove_replica("two") is False

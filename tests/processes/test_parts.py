@@ -17,7 +17,6 @@ from mlvdb_site.processes import broker as brokers
 from mlvdb_site.processes import lifeline, listener
 from mlvdb_site.processes.children import BACK_OFF_S, SETTLED_S, Child, ChildSpec
 from mlvdb_site.processes.output import ChildOutput, RotatingLog, Show, Terminal
-from mlvdb_site.processes.supervisor import Supervisor
 from tests.processes.node import NodeProcess
 
 PACKAGE = Path(brokers.__file__).parent
@@ -276,17 +275,19 @@ def test_an_address_of_another_machine_is_refused_with_the_reason() -> None:
     ("argv", "expected"),
     [
         (["serve", "--port", "9", "--workers=3"], {"MLVDB_PORT": "9", "MLVDB_WORKERS": "3"}),
-        (["serve", "--data-dir", "some/dir"], {"MLVDB_DATA_DIR": str(Path("some/dir").absolute())}),
+        (["serve", "--data-dir", "some/dir"], {"MLVDB_DATA_DIR": "{here}/some/dir"}),
         (["serve", "--reload", "--demo"], {"MLVDB_RELOAD": "true"}),
         (["migrate", "--port", "9"], {"MLVDB_PORT": None}),
     ],
 )
-def test_options_of_serve_become_the_environment(monkeypatch, argv, expected) -> None:
+def test_options_of_serve_become_the_environment(monkeypatch, tmp_path, argv, expected) -> None:
+    monkeypatch.chdir(tmp_path)
     for option in command_line.SERVE_OPTIONS:
         monkeypatch.delenv(option.setting, raising=False)
     monkeypatch.setattr(os, "environ", dict(os.environ))
     command_line.prepare_environment(["manage.py", *argv])
-    assert {name: os.environ.get(name) for name in expected} == expected
+    wanted = {name: value and value.format(here=tmp_path) for name, value in expected.items()}
+    assert {name: os.environ.get(name) for name in expected} == wanted
 
 
 def test_the_port_chooses_the_data_dir_unless_one_is_given(monkeypatch) -> None:
@@ -295,12 +296,27 @@ def test_the_port_chooses_the_data_dir_unless_one_is_given(monkeypatch) -> None:
     assert os.environ["MLVDB_DATA_DIR"].endswith("/var/8017")
 
 
+NOT_THERE = """
+import sys
+from pathlib import Path
+from mlvdb_site.processes.children import ChildSpec
+from mlvdb_site.processes.output import Terminal
+from mlvdb_site.processes.supervisor import Supervisor
+
+logs = Path(sys.argv[1])
+supervisor = Supervisor(working_dir=logs, logs=logs, terminal=Terminal())
+supervisor.start(ChildSpec("broker", [str(logs / "nothing")]))
+supervisor.finish()
+"""
+
+
 def test_the_supervisor_reports_a_program_that_does_not_exist(tmp_path) -> None:
-    stream = io.StringIO()
-    supervisor = Supervisor(working_dir=tmp_path, logs=tmp_path, terminal=Terminal(stream))
-    supervisor.start(ChildSpec("broker", [str(tmp_path / "nothing")]))
-    supervisor.finish()
-    assert "broker | cannot be started" in stream.getvalue()
+    # In a process of its own, where all children are the supervisor's: it ends every one of them.
+    done = subprocess.run(
+        [sys.executable, "-c", NOT_THERE, str(tmp_path)],
+        cwd=PACKAGE.parent.parent, capture_output=True, text=True, check=True, timeout=30,
+    )  # fmt: skip
+    assert "broker | cannot be started" in done.stdout
 
 
 def test_postgresql_without_its_driver_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys) -> None:

@@ -14,7 +14,7 @@ import pytest
 from tests.processes.node import NodeProcess, wait_for
 
 README = Path(__file__).resolve().parent.parent.parent / "README.md"
-TOUR, REPLICAS = re.findall(r"```sh\n(.*?)```", README.read_text(), re.DOTALL)
+TOUR, SHARDS, REPLICAS = re.findall(r"```sh\n(.*?)```", README.read_text(), re.DOTALL)
 needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl on this machine")
 
 
@@ -32,8 +32,8 @@ def steps(block: str) -> list[tuple[str, str]]:
 
 
 def same_everywhere(text: str) -> object:
-    """Return JSON without what differs from node to node: the shard's uid in tokens."""
-    return json.loads(re.sub(r'"0\.[0-9a-f]{8}\.', '"0.--------.', text))
+    """Return JSON without what differs from node to node: tokens, which name shards, and the bytes of their engines."""
+    return json.loads(re.sub(r'"seq":\{[^}]*\}', '"seq":{}', re.sub(r'"size_bytes":\d+', '"size_bytes":0', text)))
 
 
 def answer(command: str, ports: dict[int, int]) -> str:
@@ -52,7 +52,17 @@ def part_of(whole: object, part: object) -> object:
 
 
 @needs_curl
-def test_the_tour_of_the_readme_answers_what_it_says(node: NodeProcess) -> None:
+@pytest.mark.parametrize("options", [(), ("--enable-sharding",)], ids=["a single node", "a coordinator"])
+def test_the_tour_of_the_readme_answers_what_it_says(options: tuple[str, ...]) -> None:
+    node = NodeProcess(options=options)
+    try:
+        node.start()
+        _take(node)
+    finally:
+        node.close()
+
+
+def _take(node: NodeProcess) -> None:
     assert len(steps(TOUR)) >= 7
     for command, said in steps(TOUR):
         answered = answer(command, {8000: node.port})
@@ -80,3 +90,33 @@ def test_the_two_nodes_of_the_readme_are_started_as_it_says_and_answer_what_it_s
     finally:
         primary.close()
         replica.close()
+
+
+@needs_curl
+def test_the_shards_of_the_readme_are_started_as_it_says_and_answer_what_it_says() -> None:
+    section = README.read_text().partition("## Shards\n")[2]
+    first, second = re.findall(r"^    script/server (.*)$", section.partition("## ")[0], re.MULTILINE)
+    coordinator, other = NodeProcess(options=tuple(shlex.split(first))), NodeProcess()
+    assert second == "--port 8001"
+    try:
+        other.launch()
+        coordinator.start()
+        wait_for(lambda: other.get("/readyz").ok, timeout_s=60)
+        assert len(steps(SHARDS)) >= 6
+        for command, said in steps(SHARDS):
+            placed = command.replace("http://127.0.0.1:8001", other.base_url)
+            answered = same_everywhere(answer(placed, {8000: coordinator.port, 8001: other.port}))
+            expected = same_everywhere(said)
+            assert part_of(answered, expected) == expected, command
+            if "shard_url" in command:
+                wait_for(lambda: _shards(coordinator).get("shard_2", 0) > 0, timeout_s=60)
+        wait_for(lambda: sorted(_shards(coordinator)) == ["shard_0", "shard_1"], timeout_s=60)
+        assert coordinator.post("/count?namespace=fruit", {}).json() == {"count": 3}
+    finally:
+        coordinator.close()
+        other.close()
+
+
+def _shards(node: NodeProcess) -> dict[str, int]:
+    """Return how many slots each shard owns."""
+    return {label: shard["slots"] for label, shard in node.get("/sharding/info").json()["shards"].items()}

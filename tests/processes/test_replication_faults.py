@@ -184,6 +184,7 @@ def test_invariant_11_a_broker_that_is_away_changes_no_answer(cluster, recorder,
     cluster.prove(recorder.history)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_broker_that_is_down_for_a_minute_is_not_missed(cluster, recorder, broker):
     with load(recorder, "one") as ones, load(recorder, "quorum") as quorums, broker.down():

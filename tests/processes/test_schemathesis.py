@@ -57,6 +57,7 @@ def test_the_node_is_what_its_schema_says(shared_node: NodeProcess, tmp_path: Pa
     _run(shared_node, tmp_path, examples=8, seed=SEED, limit_s=170)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_node_is_what_its_schema_says_at_length(shared_node: NodeProcess, tmp_path: Path) -> None:

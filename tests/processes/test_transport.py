@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cluster.transport import client
+from cluster.transport import PROTOCOL, client
 from cluster.transport.client import PeerClient
 from cluster.transport.errors import PeerGarbled, PeerLost, PeerRefused, PeerSilent
 from tests.processes.fault_proxy import Fault, FaultProxy
@@ -32,7 +32,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[PeerClient]:
 def test_a_stopped_node_is_waited_for_once_and_called_again_when_it_goes_on(
     node: NodeProcess, calls: PeerClient
 ) -> None:
-    assert calls.json(node.base_url, "GET", STATUS)["protocol"] == 1
+    assert calls.json(node.base_url, "GET", STATUS)["protocol"] == PROTOCOL
     workers = node.worker_pids()
     for pid in workers:
         os.kill(pid, signal.SIGSTOP)
@@ -50,7 +50,7 @@ def test_a_stopped_node_is_waited_for_once_and_called_again_when_it_goes_on(
             os.kill(pid, signal.SIGCONT)
 
     wait_for(lambda: not calls.is_silent(node.base_url), what="the end of the silence")
-    assert calls.json(node.base_url, "GET", STATUS)["protocol"] == 1
+    assert calls.json(node.base_url, "GET", STATUS)["protocol"] == PROTOCOL
 
 
 def test_a_killed_worker_costs_no_call(node: NodeProcess, calls: PeerClient) -> None:
@@ -94,14 +94,14 @@ def test_every_fault_of_a_link_has_its_error_and_passes(
 ) -> None:
     link = FaultProxy(shared_node.port)
     try:
-        assert calls.json(link.url, "GET", STATUS)["protocol"] == 1
+        assert calls.json(link.url, "GET", STATUS)["protocol"] == PROTOCOL
         with link.faulty(fault):
             for _ in range(2):
                 with pytest.raises(error):
                     calls.json(link.url, "GET", STATUS, timeout_s=0.5, even_if_silent=True)
 
         wait_for(lambda: not calls.is_silent(link.url), what="the end of the silence")
-        assert calls.json(link.url, "GET", STATUS)["protocol"] == 1
+        assert calls.json(link.url, "GET", STATUS)["protocol"] == PROTOCOL
     finally:
         link.close()
 

@@ -11,8 +11,8 @@ Nothing is started: no server, no broker. In a program without Django the data l
 that is removed at exit; in a configured one it lives in that project's database.
 """
 
-from vectors.library.processor import Index, QueryProcessor
+from vectors.library.processor import Index, QueryProcessor, SimilarVectors
 from vectors.library.storage import StorageEngineInMemory
 from vectors.library.vectors import Vector, VectorDTO
 
-__all__ = ["Index", "QueryProcessor", "StorageEngineInMemory", "Vector", "VectorDTO"]
+__all__ = ["Index", "QueryProcessor", "SimilarVectors", "StorageEngineInMemory", "Vector", "VectorDTO"]

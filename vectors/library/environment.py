@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import shutil
 import tempfile
@@ -29,6 +30,9 @@ _PRIVATE_ENVIRON = {
     "MLVDB_SERVES_HTTP": "off",
     "MLVDB_WORKERS": "1",
 }
+
+_WATCHING = "cluster"
+"""The logger of what is noticed about other nodes, over and over: managers and answers say it too."""
 
 _lock = threading.Lock()
 _private: Path | None = None
@@ -64,6 +68,16 @@ def private_environ() -> dict[str, str]:
     return {**_PRIVATE_ENVIRON, "MLVDB_DATA_DIR": str(_private)}
 
 
+class _ErrorsAlone(logging.Handler):
+    """Where a program has not set up logging, errors go to stderr as ever, and warnings nowhere."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Hand an error to what Python has for such programs."""
+        is_set_up = logging.getLogger().handlers or len(logging.getLogger(_WATCHING).handlers) > 1
+        if not is_set_up and logging.lastResort is not None:
+            logging.lastResort.handle(record)
+
+
 def _set_up_private() -> None:
     global _private
     directory = Path(tempfile.mkdtemp(prefix="mlvdb-library-"))
@@ -72,6 +86,7 @@ def _set_up_private() -> None:
         with _environ({**_PRIVATE_ENVIRON, "MLVDB_DATA_DIR": str(directory)}):
             # The program's own logging stays as it is; loading the settings in this environment fixes all the rest.
             settings.LOGGING_CONFIG = None
+            logging.getLogger(_WATCHING).addHandler(_ErrorsAlone(logging.ERROR))
             import django
             from django.core.management import call_command
 

@@ -31,6 +31,19 @@ class Index:
         return f"Index({self.metric!r})"
 
 
+class SimilarVectors(list[dict[str, Any]]):
+    """What a search found, best first. `failed` are the shards whose part is missing: empty for a complete answer."""
+
+    def __init__(self, found: Iterable[dict[str, Any]], failed: Iterable[str] = ()) -> None:
+        super().__init__(found)
+        self.failed = list(failed)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every shard answered."""
+        return not self.failed
+
+
 class QueryProcessor:
     """Vectors of one storage engine: written, searched, counted. Thread-safe. Its end closes the engine."""
 
@@ -71,7 +84,7 @@ class QueryProcessor:
         namespace: str = DEFAULT_NAMESPACE,
         filter: Mapping[str, Any] | None = None,
         metric: str | None = None,
-    ) -> list[dict[str, Any]]:
+    ) -> SimilarVectors:
         """Return the `top_k` most similar vectors, best first: dicts of id, values (float32), metadata and score.
 
         cosine and ip: a higher score is better; l2 (squared distance): a lower one. `metric` None is the index's.
@@ -93,12 +106,12 @@ class QueryProcessor:
             metric=metric or self.index.metric,
             filter=None if filter is None else filter_of(filter),
         )
-        hits = self._engine.query_processor.find_similar(request, namespace=namespace).value
-        answer = []
-        for hit in hits:
+        answer = self._engine.query_processor.find_similar(request, namespace=namespace)
+        rows = []
+        for hit in answer.value:
             found = vector_of(Record(hit.key, hit.values, hit.metadata))
-            answer.append({"id": found.id, "values": found.values, "metadata": found.metadata, "score": hit.score})
-        return answer
+            rows.append({"id": found.id, "values": found.values, "metadata": found.metadata, "score": hit.score})
+        return SimilarVectors(rows, answer.failed)
 
     def delete(self, ids: Id | Iterable[Id], namespace: str = DEFAULT_NAMESPACE) -> int:
         """Delete the vector of an id, or those of many; return how many there were."""

@@ -8,9 +8,9 @@ import os
 import shutil
 import threading
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
 import orjson
 
@@ -20,13 +20,13 @@ from vectors.library.environment import ensure_django
 from vectors.library.vectors import AnyVector, Id, Vector, float32_matrix, id_from, keys_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
+    from vectors.query_processor.local import LocalQueryProcessor
     from vectors.query_processor.port import QueryProcessor, Record, WriteResult
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
+NewIds = Callable[[int], Sequence[Id]]
+"""Makes as many ids as it is asked for."""
 
 _PAGE_ROWS = 1000
 
@@ -55,6 +55,8 @@ class StorageEngineInMemory:
         self._checkpoints = _Checkpoints(head.label)
         self._local = LocalQueryProcessor(head.pk, request_checkpoint=self._checkpoints.start)
         self._processor: QueryProcessor = self._local
+        self._newest: QueryProcessor = self._local
+        self._new_ids: NewIds = _random_ids
         self._closed = threading.Event()
 
     def __enter__(self) -> Self:
@@ -73,11 +75,46 @@ class StorageEngineInMemory:
             raise ValueError(f"storage engine {self.label} is closed")
         return self._processor
 
-    def through(self, query_processor: QueryProcessor) -> Self:
-        """Return this engine as it is seen through another query processor over the same shard. Close the original."""
+    @property
+    def local(self) -> LocalQueryProcessor:
+        """The shard copy alone, whatever stands before it."""
+        return self._local
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether its data has been dropped."""
+        return self._closed.is_set()
+
+    def through(
+        self,
+        query_processor: QueryProcessor,
+        *,
+        newest: QueryProcessor | None = None,
+        new_ids: NewIds | None = None,
+        outlives: bool = False,
+    ) -> Self:
+        """Return this engine as it is seen through another query processor. Close the original.
+
+        `newest` is who knows the newest namespaces (the shard copy itself), `new_ids` who makes the ids of vectors that
+        have none (random UUIDs). With `outlives` it can be asked when the original is closed: there is more behind it.
+        """
         seen = copy.copy(self)
-        seen._processor = query_processor
+        if outlives:
+            seen._closed = threading.Event()
+        seen.ask_through(query_processor, newest=newest, new_ids=new_ids)
         return seen
+
+    def ask_through(
+        self,
+        query_processor: QueryProcessor | None,
+        *,
+        newest: QueryProcessor | None = None,
+        new_ids: NewIds | None = None,
+    ) -> None:
+        """Be asked through another query processor from now on, as `through` says; None: through none any more."""
+        self._processor = query_processor or self._local
+        self._newest = newest or self._local
+        self._new_ids = new_ids or _random_ids
 
     def close(self) -> None:
         """Drop the data; a second time does nothing."""
@@ -107,9 +144,9 @@ class StorageEngineInMemory:
         rows = list(vectors)
         if not rows:
             return []
-        for row in rows:
-            if row.id is None:
-                row.id = uuid.uuid4()
+        nameless = [row for row in rows if row.id is None]
+        for row, new_id in zip(nameless, self._new_ids(len(nameless)) if nameless else (), strict=True):
+            row.id = new_id
         values = float32_matrix(rows)
         keys = keys_of(row.id for row in rows)
         metadata = [metadata_of(row.metadata, field=f"vectors[{place}].metadata") for place, row in enumerate(rows)]
@@ -170,7 +207,7 @@ class StorageEngineInMemory:
         """Make a namespace of a dimension and metric, unless it exists."""
         port = self.query_processor
         # Looked up here, whichever copies reads are sent to: who writes knows the newest namespaces.
-        if namespace not in self._local.list_namespaces().value:
+        if namespace not in self._newest.list_namespaces().value:
             port.namespace_put(namespace, dimension=dimension, metric=metric)
 
     def delete_namespace(self, namespace: str) -> bool:
@@ -229,6 +266,10 @@ class StorageEngineInMemory:
             # Written faster than checkpoints follow: take part in one, then there is room.
             self._checkpoints.start(self.shard_uid).join()
             return write()
+
+
+def _random_ids(count: int) -> Sequence[Id]:
+    return [uuid.uuid4() for _ in range(count)]
 
 
 class _Checkpoints:

@@ -8,7 +8,7 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from mlvdb_site.command_line import add_serve_options
+from mlvdb_site.command_line import DEMO_OPTION, add_serve_options
 from mlvdb_site.processes.output import Terminal
 from mlvdb_site.processes.serving import EXIT_REFUSED, NodeServing, Refused
 
@@ -23,7 +23,11 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         """Declare the options of API §1."""
         add_serve_options(parser)
-        parser.add_argument("--demo", action="store_true", help="Load the data set that ships with the project.")
+        parser.add_argument(
+            DEMO_OPTION,
+            action="store_true",
+            help="Run a small cluster, with two more nodes on the next two ports, and load it with real data.",
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Serve; a start that is refused is one line and exit code 2."""

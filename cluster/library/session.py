@@ -1,4 +1,4 @@
-"""A storage engine's shard over all of its copies, behind the port of `vectors.query_processor`."""
+"""The port of `vectors.query_processor` as programs ask it: with one session's consistency, and of one engine alone."""
 
 from __future__ import annotations
 
@@ -9,46 +9,48 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vectors.library import StorageEngineInMemory
-    from vectors.query_processor import RequestOptions
+    from vectors.query_processor import QueryProcessor, RequestOptions
     from vectors.store.log import Position
 
 
-class ReplicatedShard:
-    """The methods of the port, each called with the same consistency options and with the tokens of earlier writes.
+class Session:
+    """The methods of a port, each called with the same consistency options and with the tokens of earlier writes.
 
-    So a read sees what was written through this object, whichever copy answers. Thread-safe.
+    So a read sees what was written through this object, whichever copy answers. `check` is called before each of them.
+    Thread-safe.
     """
 
     def __init__(
         self,
-        storage: StorageEngineInMemory,
+        port: QueryProcessor,
         *,
+        check: Callable[[], object],
         consistency: str = "one",
         read_preference: str | None = None,
         timeout_s: float | None = None,
     ) -> None:
-        from cluster.query_processor import ClusterQueryProcessor
-        from cluster.replication.knocks import checkpoint_knock
         from vectors.query_processor import RequestOptions
 
-        self._storage = storage
+        self._port = port
+        self._check = check
         self._given = RequestOptions(consistency=consistency, read_preference=read_preference, timeout_s=timeout_s)
-        self._port = ClusterQueryProcessor(storage.shard_id, request_checkpoint=checkpoint_knock)
         self._lock = threading.Lock()
         self._tokens: dict[str, str] = {}
-        self.written: Position | None = None
-        """Where the newest write through this object is in the log."""
+        self._written: dict[str, tuple[str, Position]] = {}
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         """Return a method of the port with the options filled in."""
         return partial(self._call, getattr(self._port, name))
 
+    def written(self, shard_uid: str) -> Position | None:
+        """Return where the newest write through this object is in a shard's log; None when there was none."""
+        with self._lock:
+            return max((at for uid, at in self._written.values() if uid == shard_uid), default=None)
+
     def _call(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         from vectors.query_processor import WriteResult
 
-        # Raises what a closed engine raises.
-        _ = self._storage.query_processor
+        self._check()
         result = method(*args, **kwargs, options=self._options())
         if isinstance(result, WriteResult):
             self._remember(result)
@@ -61,9 +63,10 @@ class ReplicatedShard:
     def _remember(self, result: Any) -> None:
         from vectors.store.log import Position
 
-        for _, term, seq in result.positions.values():
-            with self._lock:
+        with self._lock:
+            for label, (uid, term, seq) in result.positions.items():
                 position = Position(term, seq)
-                if self.written is None or position > self.written:
-                    self.written = position
-                    self._tokens.update(result.seq)
+                known = self._written.get(label)
+                if known is None or known[0] != uid or position > known[1]:
+                    self._written[label] = (uid, position)
+                    self._tokens[label] = result.seq[label]
