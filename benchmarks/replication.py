@@ -42,13 +42,13 @@ def ask(node: Node, method: str, path: str, document: object = None, *, expect: 
     return json.loads(body)
 
 
-def until(condition: Callable[[], bool], what: str) -> float:
-    """Wait for a condition; return the seconds it took."""
+def until(condition: Callable[[], bool], what: str, *, every_s: float = 0.005) -> float:
+    """Wait for a condition, looking every now and then; return the seconds it took."""
     began = time.perf_counter()
     while not condition():
         if time.perf_counter() - began > LONGEST_WAIT_S:
             raise RuntimeError(f"waited {LONGEST_WAIT_S:g} s for {what}")
-        time.sleep(0.005)
+        time.sleep(every_s)
     return time.perf_counter() - began
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import pytest
@@ -37,12 +37,30 @@ def _clients_on_this_machine() -> Iterator[None]:
     RequestFactory._base_environ = original  # type: ignore[method-assign]
 
 
-@pytest.fixture(autouse=True)
-def _no_engine_outlives_its_test() -> Iterator[None]:
-    """Stop the engines and their background thread, which would go on with a database that is taken away."""
-    yield
-    if runtime := sys.modules.get("vectors.runtime"):
-        runtime.reset()
+#: What keeps threads in this process, and the function of each module that ends them.
+_WITH_THREADS = (
+    "cluster.query_processor.staleness",
+    "cluster.replication.lanes",
+    "cluster.replication.knocks",
+    "vectors.runtime",
+)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown() -> Generator[None, object, object]:
+    """End the threads that would go on with a database that is taken away: before the fixtures end, which take it."""
+    _end_threads()
+    try:
+        return (yield)
+    finally:
+        # What the fixtures have begun in ending.
+        _end_threads()
+
+
+def _end_threads() -> None:
+    for name in _WITH_THREADS:
+        if module := sys.modules.get(name):
+            module.reset()
 
 
 @pytest.fixture
