@@ -7,6 +7,9 @@ import os
 # Every process of a node computes with one BLAS thread: the worker processes carry the load (see vectors/DESIGN.md).
 for _variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
+# Index builds use more than one: where the processors are busy, threads that spin while they wait for one another make
+# a build several times longer.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import dj_database_url
 

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.engine.segment_columns import columns_of_segment
 from vectors.engine.filters import ColumnBudget, Columns, mask, matches, parse_filter
 from vectors.engine.ids import key_of
 
@@ -30,12 +31,15 @@ def columns_over(
 def rows_matching(
     obj: object, documents: Sequence[dict[str, Any]], ids: Sequence[int | str] | None = None
 ) -> list[int]:
-    """Return the rows a mask selects, having seen that the reference selects the same."""
+    """Return the rows a mask selects, having seen that the reference and the columns of a segment select the same."""
     columns, metadata, keys = columns_over(documents, ids)
     parsed = parse_filter(obj)
     found = mask(parsed, columns, len(documents))
     assert found.dtype == np.bool_
     assert found.tolist() == [matches(parsed, *row) for row in zip(metadata, keys, strict=True)]
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    segment = columns_of_segment([metadata[row] for row in order], [keys[row] for row in order])
+    assert mask(parsed, segment, len(documents)).tolist() == found[order].tolist()
     return np.flatnonzero(found).tolist()
 
 
@@ -220,6 +224,13 @@ def test_integers_beyond_two_to_the_53_compare_exactly(lookup: str) -> None:
         assert rows_matching({f"a__{lookup}": operand}, documents) == expected, operand
 
 
+def test_large_integers_alone_are_as_exact_as_among_other_numbers() -> None:
+    for sign in (1, -1):
+        documents = [{"a": sign * (2**53 + row)} for row in range(4)]
+        for row in range(4):
+            assert rows_matching({"a": sign * (2**53 + row)}, documents) == [row]
+
+
 def test_long_lists_of_numbers_are_exact_too() -> None:
     wanted = [2**53 + 1, 2**64 - 1, 2**64, 0.5, *range(100, 130)]
     documents = [{"a": value} for value in [*BIG, 100, 129, 130]]
@@ -241,6 +252,8 @@ TEXTS = ["straße", "STRASSE", "z", "ä", "\uffff", "\U0001f600", "日本", "e\u
         ({"t__lte": "z"}, [0, 1, 2, 7, 9]),
         ({"t__startswith": "日"}, [6]),
         ({"t__endswith": ""}, list(range(10))),
+        ({"t__endswith": "e"}, [0]),
+        ({"t__contains": "e"}, [0, 7]),
         ({"ключ": "да"}, []),
     ],
     ids=repr,
@@ -326,8 +339,12 @@ def test_many_distinct_strings_give_the_same_rows_as_few() -> None:
 def test_json_nested_deeper_than_python_calls_is_walked() -> None:
     deep = b'{"a":' + b"[" * 1000 + b"5" + b"]" * 1000 + b"}"
     columns = Columns(lambda a, b: [deep], lambda a, b: [key_of(1)])
+    objects = b'{"a":' * 600 + b"5" + b"}" * 600
+    segment = columns_of_segment([deep, objects], [key_of(1), key_of(2)])
     parsed = parse_filter({"a__contains": 5})
     assert mask(parsed, columns, 1).tolist() == [True] == [matches(parsed, deep, key_of(1))]
+    assert mask(parsed, segment, 2).tolist() == [True, False]
+    assert mask(parse_filter({"a.a.a.a__isnull": False}), segment, 2).tolist() == [False, True]
 
 
 NAMES = ["a", "b", "a.b", "b.a", "a.b.a", "c", "id"]

@@ -10,6 +10,7 @@ everywhere.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -24,6 +25,7 @@ _UNIT_ROUNDOFF = 2.0**-24
 _FLOAT32_SAFE_HIGH = 1e18
 _FLOAT32_SAFE_LOW = 1e-15
 _CHUNK_ROWS = 4096
+_FETCHED_BYTES = 384 * 1024
 
 
 def lower_is_better(metric: Metric) -> bool:
@@ -86,23 +88,46 @@ class Scan:
     error: float | np.ndarray
 
 
-def products(part: Part, rows: int, query: Query, chosen: np.ndarray | None) -> Scan:
-    """Return the goodness of the first `rows` rows of a part, or of the `chosen` (m,) ones among them."""
-    if not _safe_in_float32(part, rows, query):
+def products(
+    part: Part, rows: int, query: Query, chosen: np.ndarray | None, *, gathered: np.ndarray | None = None
+) -> Scan:
+    """Return the goodness of the first `rows` rows of a part, or of the `chosen` (m,) ones among them.
+
+    `gathered` are the vectors of the chosen rows where they are at hand: (m, d) float32.
+    """
+    if not is_safe_in_float32(part, rows, query):
         return _products_in_float64(part, rows, query, chosen)
     if chosen is None:
         raw = part.matrix[:rows] @ query.scan
+    elif gathered is not None:
+        raw = gathered @ query.scan
     else:
+        # So few rows at a time that they are still in the cache when they are multiplied.
+        step = max(16, _FETCHED_BYTES // (4 * len(query.scan)))
+        if len(chosen) <= step:
+            return to_goodness(part, rows, query, part.matrix[chosen] @ query.scan, chosen)
         raw = np.empty(len(chosen), dtype=np.float32)
-        for start in range(0, len(chosen), _CHUNK_ROWS):
-            some = chosen[start : start + _CHUNK_ROWS]
+        for start in range(0, len(chosen), step):
+            some = chosen[start : start + step]
             np.dot(part.matrix[some], query.scan, out=raw[start : start + len(some)])
     return to_goodness(part, rows, query, raw, chosen)
 
 
+def batch_goodness(part: Part, rows: slice | np.ndarray, queries: Sequence[Query]) -> np.ndarray:
+    """Return the goodness of some rows for several queries of one metric, as float32 products have it: (q, n)."""
+    goodness: np.ndarray = np.stack([query.scan for query in queries]) @ part.matrix[rows].T
+    metric = queries[0].metric
+    if metric == "cosine":
+        goodness *= part.inverse_norms(part.rows)[rows]
+    elif metric == "l2":
+        goodness *= 2.0
+        goodness -= part.squared_norms[rows].astype(np.float32)
+    return goodness
+
+
 def batch_products(part: Part, rows: int, queries: list[Query]) -> list[Scan]:
     """Return the goodness of the first `rows` rows of a part for several queries, by one matrix product."""
-    if not all(_safe_in_float32(part, rows, query) for query in queries):
+    if not all(is_safe_in_float32(part, rows, query) for query in queries):
         return [products(part, rows, query, None) for query in queries]
     raw = np.stack([query.scan for query in queries]) @ part.matrix[:rows].T
     return [to_goodness(part, rows, query, raw[number], None) for number, query in enumerate(queries)]
@@ -140,12 +165,13 @@ def _some(array: np.ndarray, rows: int, chosen: np.ndarray | None) -> np.ndarray
     return array[:rows] if chosen is None else array[chosen]
 
 
-def _safe_in_float32(part: Part, rows: int, query: Query) -> bool:
+def is_safe_in_float32(part: Part, rows: int, query: Query | None = None) -> bool:
+    """Whether float32 holds the products of the first `rows` rows of a part with a query, or with one another."""
     low, high = part.norm_range(rows)
-    norm = 1.0 if query.metric == "cosine" else query.norm
-    if max(high, norm) > _FLOAT32_SAFE_HIGH:
-        return False
-    return high == 0.0 or norm == 0.0 or (low > _FLOAT32_SAFE_LOW and norm > _FLOAT32_SAFE_LOW)
+    norm = low if query is None else 1.0 if query.metric == "cosine" else query.norm
+    if high == 0.0 or norm == 0.0:
+        return high <= _FLOAT32_SAFE_HIGH and norm <= _FLOAT32_SAFE_HIGH
+    return max(high, norm) <= _FLOAT32_SAFE_HIGH and min(low, norm) > _FLOAT32_SAFE_LOW
 
 
 def _products_in_float64(part: Part, rows: int, query: Query, chosen: np.ndarray | None) -> Scan:

@@ -26,6 +26,8 @@ from vectors.engine.slots import SlotSet
 
 _KEY = itemgetter(0)
 _SMALLEST_TAIL_PART = 64
+# Rows to look for while the engine is locked; beyond it a new engine is built beside this one.
+_MOST_DYING = 20_000
 _LARGEST_TAIL_PART_BYTES = 32 * 1024 * 1024
 
 
@@ -109,6 +111,31 @@ class NamespaceEngine:
             parts: list[Part] = [*self.frozen, *self.tail]
             self._view = NamespaceView(self.spec, tuple(part.view() for part in parts if part.rows))
         return self._view
+
+    def exchange(self, frozen: Sequence[FrozenPart]) -> bool:
+        """Stand on other segments of the same rows, merged ones say; return False, and change nothing, if they are not.
+
+        `frozen` are the parts that stay, the very ones, and others as they were opened, without what the tail has done
+        to their rows: that is done here. A row is the same where key and seq are.
+        """
+        gone = [part for part in self.frozen if part not in frozen]
+        added = [part for part in frozen if part not in self.frozen]
+        dying = [part for part in gone if part.dead != part.dead_when_opened]
+        if sum(part.dead for part in dying) > _MOST_DYING:
+            return False
+        for part in dying:
+            dead = np.flatnonzero(~part.living)
+            keys, hashes, seqs = part.keys.take(dead), part.hashes[dead], part.seqs[dead]
+            for other in added:
+                rows = other.find(keys, hashes)
+                there = rows >= 0
+                same = rows[there][other.seqs[rows[there]] == seqs[there]]
+                other.kill(np.unique(same))
+        if sum(part.alive for part in added) != sum(part.alive for part in gone):
+            return False
+        self.frozen = list(frozen)
+        self._view = None
+        return True
 
     def change(self, spec: NamespaceSpec) -> None:
         """Take over changed attributes; dimension and metric stay what they were."""

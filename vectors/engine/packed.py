@@ -50,6 +50,16 @@ class PackedBytes(Sequence[bytes]):
         return self._blob.nbytes + self._offsets.nbytes
 
     @property
+    def blob(self) -> np.ndarray:
+        """The buffer: (bytes,) uint8, not to be written."""
+        return np.frombuffer(self._blob, dtype=np.uint8)
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """Where each string begins in the buffer, and at last its end: (n + 1,) uint64, not to be written."""
+        return self._offsets
+
+    @property
     def lengths(self) -> np.ndarray:
         """The bytes of each string: (n,) int64."""
         return np.diff(self._offsets).astype(np.int64)

@@ -6,16 +6,24 @@ can go on over the rows it saw while writers append.
 
 from __future__ import annotations
 
+import copy
 import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vectors.engine import ids
 from vectors.engine.filters import ColumnBudget, Columns
+from vectors.engine.filters.sorted_ids import SortedIds
+from vectors.engine.key_rows import KeyRows
 from vectors.engine.packed import PackedBytes
 from vectors.engine.slots import SlotSet
+
+if TYPE_CHECKING:
+    from vectors.engine.index import SegmentIndex
 
 _TAIL_ROW_BYTES = 164
 """What a row of a tail takes beside values, id and metadata, about: arrays, objects, and its place in a map."""
@@ -36,7 +44,9 @@ class Part:
     metadata: Sequence[bytes]
     rows: int
 
-    def __init__(self, *, capacity: int, rows: int, budget: ColumnBudget | None) -> None:
+    def __init__(
+        self, *, capacity: int, rows: int, budget: ColumnBudget | None, sorted_ids: SortedIds | None = None
+    ) -> None:
         self.rows = rows
         self._living = np.ones(capacity, dtype=bool)
         self._living_is_shared = False
@@ -48,6 +58,7 @@ class Part:
             lambda start, stop: _alive(me).metadata[start:stop],
             lambda start, stop: _alive(me).keys[start:stop],
             budget=budget,
+            sorted_ids=sorted_ids,
         )
         self._norms_lock = threading.Lock()
         self._inverse_norms: np.ndarray | None = None
@@ -87,6 +98,11 @@ class Part:
     def within(self, slots: SlotSet, rows: int) -> np.ndarray:
         """Return which of the first `rows` rows, dead or alive, lie in `slots`: (rows,) bool, not to be written."""
         return slots.has(self.slots[:rows])
+
+    def keys_of(self, rows: np.ndarray) -> list[bytes]:
+        """Return the keys of some rows (n,), in that order."""
+        keys = self.keys
+        return keys.take(rows) if isinstance(keys, PackedBytes) else [keys[row] for row in rows.tolist()]
 
     def text_bytes(self, rows: int) -> np.ndarray:
         """Return the bytes of key and metadata of each of the first `rows` rows: (rows,) int64, not to be written."""
@@ -149,15 +165,20 @@ class PartView:
 
     def only(self, slots: SlotSet) -> PartView:
         """Return the same rows with those of other slots taken for dead."""
-        inside = self.part.within(slots, self.rows)
-        living = inside if self.living is None else inside & self.living
-        return PartView(self.part, self.rows, None if living.all() else living)
+        return self.part.only(self, slots) if isinstance(self.part, FrozenPart) else _only(self, slots)
+
+
+def _only(view: PartView, slots: SlotSet) -> PartView:
+    inside = view.part.within(slots, view.rows)
+    living = inside if view.living is None else inside & view.living
+    return PartView(view.part, view.rows, None if living.all() else living)
 
 
 class FrozenPart(Part):
     """The rows of one segment, in key order, over arrays that are mapped from its files.
 
     `sorted_hashes` (n,) uint64 and `hash_rows` (n,) uint32 find a key: the hashes in order, and the row of each.
+    `index` proposes rows for searches, None where the segment has none. `selections` keeps what filters select.
     """
 
     keys: PackedBytes
@@ -178,14 +199,45 @@ class FrozenPart(Part):
         deleted: np.ndarray | None = None,
         budget: ColumnBudget | None = None,
     ) -> None:
-        super().__init__(capacity=len(matrix), rows=len(matrix), budget=budget)
+        rows_of = self._key_rows = KeyRows(keys, sorted_hashes, hash_rows)
+        super().__init__(
+            capacity=len(matrix),
+            rows=len(matrix),
+            budget=budget,
+            sorted_ids=SortedIds(keys, lambda asked: rows_of.find(asked, ids.hashes_of(asked))),
+        )
         self.uid = uid
         self.matrix, self.squared_norms, self.slots, self.seqs = matrix, squared_norms, slots, seqs
         self.keys, self.metadata = keys, metadata
         self._sorted_hashes, self._hash_rows = sorted_hashes, hash_rows
+        self.index: SegmentIndex | None = None
+        self._first: FrozenPart | None = None
+        self.selections = (budget or ColumnBudget(None)).shelf(self)
         self._within: tuple[SlotSet, np.ndarray] | None = None
+        self._view: PartView | None = None
+        self._only: tuple[SlotSet, PartView, PartView] | None = None
         if deleted is not None:
             self.kill(np.flatnonzero(deleted))
+        self.dead_when_opened = self.dead
+
+    def kill(self, rows: Sequence[int] | np.ndarray) -> None:
+        """Mark living rows dead. Views that were handed out keep the map they have."""
+        if len(rows):
+            self._view = None
+        super().kill(rows)
+
+    def view(self) -> PartView:
+        """Return the rows as they are now: the same object until one dies, so that what is known of it can be kept."""
+        if self._view is None:
+            self._view = super().view()
+        return self._view
+
+    def only(self, view: PartView, slots: SlotSet) -> PartView:
+        """Return a view of it with the rows of other slots taken for dead. The last answer is kept."""
+        kept = self._only
+        if kept is None or kept[0] != slots or kept[1] is not view:
+            kept = self._only = (slots, view, _only(view, slots))
+        return kept[2]
 
     def within(self, slots: SlotSet, rows: int) -> np.ndarray:
         """Return which rows lie in `slots`. The last answer is kept: rows stay where they are, dead or alive."""
@@ -196,20 +248,30 @@ class FrozenPart(Part):
 
     def find(self, keys: Sequence[bytes], hashes: np.ndarray) -> np.ndarray:
         """Return the living row of each key, -1 where there is none: (n,) int64. `hashes` are those of `keys`."""
-        found = np.full(len(keys), -1, dtype=np.int64)
-        if not self.rows:
-            return found
-        positions = np.searchsorted(self._sorted_hashes, hashes)
-        inside = np.minimum(positions, self.rows - 1)
-        for asked in np.flatnonzero(self._sorted_hashes[inside] == hashes).tolist():
-            position, key = int(positions[asked]), keys[asked]
-            while position < self.rows and self._sorted_hashes[position] == hashes[asked]:
-                row = int(self._hash_rows[position])
-                if self.keys[row] == key:
-                    if self._living[row]:
-                        found[asked] = row
-                    break
-                position += 1
+        found = self._key_rows.find(keys, hashes)
+        if self.rows:
+            found[~self._living[found]] = -1
+        return found
+
+    def again(self, *, deleted: np.ndarray | None, index: SegmentIndex | None) -> FrozenPart:
+        """Return a part over the same files for another engine: what was learnt of the rows is shared, which of them
+        live is not. `deleted` (n,) bool."""
+        part = copy.copy(self)
+        # The columns and selections live as long as the part they were made for.
+        part._first = self._first or self
+        part._living, part._living_is_shared, part.dead = np.ones(self.rows, dtype=bool), False, 0
+        part._view = part._only = None
+        part.index = index
+        if deleted is not None:
+            part.kill(np.flatnonzero(deleted))
+        part.dead_when_opened = part.dead
+        return part
+
+    @property
+    def hashes(self) -> np.ndarray:
+        """The hashes of the keys, row by row: (n,) uint64."""
+        found = np.empty(self.rows, dtype=np.uint64)
+        found[self._hash_rows] = self._sorted_hashes
         return found
 
     def text_bytes(self, rows: int) -> np.ndarray:
@@ -219,9 +281,11 @@ class FrozenPart(Part):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the segment's arrays."""
+        """Bytes of the segment's arrays, its columns for filters and its index included."""
         arrays = (self.matrix, self.squared_norms, self.slots, self.seqs, self._sorted_hashes, self._hash_rows)
-        return sum(array.nbytes for array in arrays) + self.keys.nbytes + self.metadata.nbytes
+        beside = 0 if self.columns.stored is None else self.columns.stored.nbytes
+        beside += 0 if self.index is None else self.index.nbytes
+        return sum(array.nbytes for array in arrays) + self.keys.nbytes + self.metadata.nbytes + beside
 
 
 class TailPart(Part):

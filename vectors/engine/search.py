@@ -1,11 +1,17 @@
-"""Search, count and scroll over one state of a namespace: exact, deterministic, without locks."""
+"""Search, count and scroll over one state of a namespace: deterministic, without locks.
+
+Rows are proposed by products with all of them, or by the index of a segment, which looks at a part of them: enough of
+it for the recall that is asked for. Whoever proposes, scores are exact.
+"""
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import repeat
+from operator import itemgetter
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -14,12 +20,14 @@ from vectors.engine.distances import (
     Scan,
     batch_products,
     exact_scores,
+    is_safe_in_float32,
     lower_is_better,
     products,
 )
 from vectors.engine.filters import Filter, mask
 from vectors.engine.namespace import NamespaceView
 from vectors.engine.parts import FrozenPart, PartView
+from vectors.engine.selection import Selection, select
 from vectors.engine.topk import contenders, kth_largest
 
 # Below this share of matching rows, gathering them costs less than a product over all rows (measured: a gathered row
@@ -28,6 +36,11 @@ _GATHER_SHARE = 0.2
 _QUERIES_PER_PRODUCT = 64
 _ROWS_AT_ONCE = 4096
 _PRODUCT_BYTES = 64 * 1024 * 1024
+_KEY, _SCORE = itemgetter(0), itemgetter(1)
+
+
+Strategy = Literal["exact", "index", "index+exact"]
+"""Who proposed the rows: products with all of them, indexes of segments, or each in some parts."""
 
 
 class Found(NamedTuple):
@@ -41,19 +54,25 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a search asks of the engine; `threshold` is the worst score to answer."""
+    """What a search asks of the engine; `threshold` is the worst score to answer.
+
+    `recall` is the share of the truly best rows to find, None for the namespace's own target; `exact` is all of them.
+    """
 
     query: Query
     k: int
     filter: Filter | None = None
     threshold: float | None = None
+    recall: float | None = None
+    exact: bool = False
 
 
 class Result(NamedTuple):
-    """The rows found, best first, and how many were scored exactly to find them."""
+    """The rows found, best first, how many were scored exactly to find them, and how they were found."""
 
     found: list[Found]
     candidates: int
+    strategy: Strategy = "exact"
 
 
 class _Proposal(NamedTuple):
@@ -62,40 +81,59 @@ class _Proposal(NamedTuple):
     goodness: np.ndarray
     error: float | np.ndarray
     floor: float
+    strategy: Strategy = "exact"
 
 
 def search(view: NamespaceView, wanted: Wanted) -> Result:
-    """Return the `k` best living rows that match, best first, equal scores in key order."""
-    proposals = []
+    """Return the `k` best living rows that match, best first, equal scores in key order.
+
+    All of them are the best there are where no index is used; else about the share of `recall` of them.
+    """
+    recall = _recall_of(view, wanted)
+    proposals: list[_Proposal] = []
     floor = _floor_of(wanted)
     for part in view.parts:
-        proposal = _propose(part, wanted, floor)
-        if proposal is not None:
-            proposals.append(proposal)
-            # What k rows of one part reach, those of the next ones have to reach as well.
-            floor = proposal.floor
+        selection = select(part, wanted.filter)
+        if not selection.count:
+            continue
+        proposed = None if recall is None else _from_index(part, selection, [wanted], recall)[0]
+        if proposed is None:
+            proposals.append(_propose(part, selection, wanted, floor))
+        else:
+            proposals.append(_keep_proposed(part, proposed, wanted, floor))
+        # What k rows of one part reach, those of the next ones have to reach as well.
+        floor = proposals[-1].floor
     return _settle(proposals, wanted)
 
 
 def search_batch(view: NamespaceView, wanteds: Sequence[Wanted]) -> list[Result]:
-    """Answer many searches on one state; those without a filter share matrix products."""
-    results: list[Result | None] = [None] * len(wanteds)
-    plain = [number for number, wanted in enumerate(wanteds) if wanted.filter is None]
-    largest = max((part.rows for part in view.parts), default=1)
-    step = max(1, min(_QUERIES_PER_PRODUCT, _PRODUCT_BYTES // (4 * largest)))
-    for start in range(0, len(plain), step):
-        group = plain[start : start + step]
-        proposals: dict[int, list[_Proposal]] = {number: [] for number in group}
-        floors = {number: _floor_of(wanteds[number]) for number in group}
-        for part in view.parts:
-            scans = batch_products(part.part, part.rows, [wanteds[number].query for number in group])
-            for number, scan in zip(group, scans, strict=True):
-                proposal = _keep(part, scan, part.living, None, wanteds[number].k, floors[number])
-                proposals[number].append(proposal)
-                floors[number] = proposal.floor
-        for number in group:
-            results[number] = _settle(proposals[number], wanteds[number])
-    return [search(view, wanted) if result is None else result for wanted, result in zip(wanteds, results, strict=True)]
+    """Answer many searches on one state; those that look for the same among the same rows share scans and products."""
+    proposals: list[list[_Proposal]] = [[] for _ in wanteds]
+    floors = [_floor_of(wanted) for wanted in wanteds]
+    recalls = [_recall_of(view, wanted) for wanted in wanteds]
+    groups: dict[tuple[Filter | None, int, float | None], list[int]] = {}
+    for number, wanted in enumerate(wanteds):
+        groups.setdefault((wanted.filter, wanted.k, recalls[number]), []).append(number)
+    for part in view.parts:
+        together: list[int] = []
+        for (filter, _k, recall), group in groups.items():
+            selection = select(part, filter)
+            if not selection.count:
+                continue
+            asked = [wanteds[number] for number in group]
+            found = [None] * len(group) if recall is None else _from_index(part, selection, asked, recall)
+            for number, proposed in zip(group, found, strict=True):
+                if proposed is not None:
+                    proposals[number].append(_keep_proposed(part, proposed, wanteds[number], floors[number]))
+                elif filter is None:
+                    together.append(number)
+                else:
+                    proposals[number].append(_propose(part, selection, wanteds[number], floors[number]))
+        _propose_together(part, together, wanteds, floors, proposals)
+        for number, mine in enumerate(proposals):
+            if mine:
+                floors[number] = mine[-1].floor
+    return [_settle(mine, wanted) for mine, wanted in zip(proposals, wanteds, strict=True)]
 
 
 def count(view: NamespaceView, filter: Filter | None) -> int:
@@ -142,12 +180,8 @@ def matching_keys(view: NamespaceView, filter: Filter) -> list[bytes]:
 
 
 def matching_rows(view: PartView, filter: Filter | None) -> np.ndarray | None:
-    """Return (rows,) bool of living rows that match, None when all rows do."""
-    chosen = _row_filter(view, filter)
-    if chosen is None or view.living is None:
-        return view.living if chosen is None else chosen
-    both: np.ndarray = chosen & view.living
-    return both
+    """Return (rows,) bool of living rows that match, not to be written; None when all rows do."""
+    return select(view, filter).mask
 
 
 def _row_filter(view: PartView, filter: Filter | None) -> np.ndarray | None:
@@ -166,18 +200,58 @@ def _frozen_rows(
         yield part.keys[int(row)], view, int(row)
 
 
-def _propose(view: PartView, wanted: Wanted, floor: float) -> _Proposal | None:
-    matching = matching_rows(view, wanted.filter)
-    if matching is None:
+def _recall_of(view: NamespaceView, wanted: Wanted) -> float | None:
+    """Return the recall with which indexes may be asked, None where they may not."""
+    if wanted.exact or wanted.query.metric != view.spec.metric:
+        return None
+    recall = view.spec.recall_target if wanted.recall is None else wanted.recall
+    return recall if recall < 1.0 else None
+
+
+def _from_index(
+    view: PartView, selection: Selection, wanteds: Sequence[Wanted], recall: float
+) -> Sequence[np.ndarray | None]:
+    """Return for searches for as many rows each what the part's index proposes; None where all are to be scored."""
+    part = view.part
+    if not isinstance(part, FrozenPart) or part.index is None:
+        return [None] * len(wanteds)
+    queries = [wanted.query for wanted in wanteds]
+    if not all(is_safe_in_float32(part, view.rows, query) for query in queries):
+        return [None] * len(wanteds)
+    return part.index.propose_many(queries, k=wanteds[0].k, recall=recall, selection=selection)
+
+
+def _keep_proposed(view: PartView, rows: np.ndarray, wanted: Wanted, floor: float) -> _Proposal:
+    scan = products(view.part, view.rows, wanted.query, rows)
+    return _keep(view, scan, None, rows, wanted.k, floor)._replace(strategy="index")
+
+
+def _propose(view: PartView, selection: Selection, wanted: Wanted, floor: float) -> _Proposal:
+    if selection.mask is None:
         scan = products(view.part, view.rows, wanted.query, None)
         return _keep(view, scan, None, None, wanted.k, floor)
-    matches = int(np.count_nonzero(matching))
-    if not matches:
-        return None
-    if matches < view.rows * _GATHER_SHARE:
-        chosen = np.flatnonzero(matching)
-        return _keep(view, products(view.part, view.rows, wanted.query, chosen), None, chosen, wanted.k, floor)
-    return _keep(view, products(view.part, view.rows, wanted.query, None), matching, None, wanted.k, floor)
+    gathered = selection.gathered() if wanted.filter is not None else None
+    if gathered is not None or selection.count < view.rows * _GATHER_SHARE:
+        chosen = selection.rows
+        scan = products(view.part, view.rows, wanted.query, chosen, gathered=gathered)
+        return _keep(view, scan, None, chosen, wanted.k, floor)
+    return _keep(view, products(view.part, view.rows, wanted.query, None), selection.mask, None, wanted.k, floor)
+
+
+def _propose_together(
+    view: PartView,
+    numbers: Sequence[int],
+    wanteds: Sequence[Wanted],
+    floors: Sequence[float],
+    proposals: Sequence[list[_Proposal]],
+) -> None:
+    """Add what searches without a filter find among all rows of a part, by products of some of them at once."""
+    step = max(1, min(_QUERIES_PER_PRODUCT, _PRODUCT_BYTES // (4 * view.rows)))
+    for start in range(0, len(numbers), step):
+        group = numbers[start : start + step]
+        scans = batch_products(view.part, view.rows, [wanteds[number].query for number in group])
+        for number, scan in zip(group, scans, strict=True):
+            proposals[number].append(_keep(view, scan, view.living, None, wanteds[number].k, floors[number]))
 
 
 def _floor_of(wanted: Wanted) -> float:
@@ -209,32 +283,41 @@ def _settle(proposals: Sequence[_Proposal], wanted: Wanted) -> Result:
     floor = proposals[-1].floor
     if len(proposals) > 1:
         floor = max(floor, kth_largest(np.concatenate([item.goodness - item.error for item in proposals]), wanted.k))
-    places: list[tuple[PartView, int]] = []
     chosen: list[np.ndarray] = []
     views: list[PartView] = []
     for item in proposals:
         rows = item.rows[item.goodness + item.error >= floor]
         if len(rows):
-            places.extend((item.view, row) for row in rows.tolist())
             chosen.append(rows)
             views.append(item.view)
-    if not places:
-        return Result([], 0)
+    strategy = _strategy_of(proposals)
+    if not chosen:
+        return Result([], 0, strategy)
     descending = -1.0 if not lower_is_better(wanted.query.metric) else 1.0
     ranked = _exact(views, chosen, wanted.query) * descending
     candidates = len(ranked)
-    positions = np.arange(candidates)
-    if wanted.threshold is not None:
-        positions = positions[ranked <= wanted.threshold * descending]
-    if len(positions) > wanted.k:
-        worst = np.partition(ranked[positions], wanted.k - 1)[wanted.k - 1]
-        positions = positions[ranked[positions] <= worst]
-    found = []
-    for position in positions.tolist():
-        view, row = places[position]
-        found.append(Found(view.part.keys[row], float(ranked[position] * descending), view, row))
-    found.sort(key=lambda item: (item.score * descending, item.key))
-    return Result(found[: wanted.k], candidates)
+    worst = np.inf if wanted.threshold is None else wanted.threshold * descending
+    if candidates > wanted.k:
+        worst = min(worst, float(np.partition(ranked, wanted.k - 1)[wanted.k - 1]))
+    found: list[Found] = []
+    start = 0
+    for view, rows in zip(views, chosen, strict=True):
+        ranks = ranked[start : start + len(rows)]
+        start += len(rows)
+        if worst < np.inf:
+            kept = np.flatnonzero(ranks <= worst)
+            ranks, rows = ranks[kept], rows[kept]
+        scores = (ranks * descending).tolist()
+        found.extend(map(Found, view.part.keys_of(rows), scores, repeat(view), rows.tolist()))
+    # Python's sort keeps the order of equal ones: by key first, by score then.
+    found.sort(key=_KEY)
+    found.sort(key=_SCORE, reverse=descending < 0)
+    return Result(found[: wanted.k], candidates, strategy)
+
+
+def _strategy_of(proposals: Sequence[_Proposal]) -> Strategy:
+    used = {proposal.strategy for proposal in proposals}
+    return "index+exact" if len(used) > 1 else used.pop()
 
 
 def _exact(views: Sequence[PartView], chosen: Sequence[np.ndarray], query: Query) -> np.ndarray:

@@ -24,14 +24,22 @@ class GrowingArray:
     def __init__(self, dtype: type) -> None:
         self._buffer: np.ndarray = np.empty(0, dtype=dtype)
         self._size = 0
+        self._lent = False
+
+    @classmethod
+    def over(cls, values: np.ndarray) -> GrowingArray:
+        """Return one that holds the values of an array of somebody else, of a mapped file say: (n,), not copied."""
+        array = cls(values.dtype.type)
+        array._buffer, array._size, array._lent = values, len(values), True
+        return array
 
     def __len__(self) -> int:
         return self._size
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the buffer."""
-        return self._buffer.nbytes
+        """Bytes of the buffer, none when it is somebody else's."""
+        return 0 if self._lent else self._buffer.nbytes
 
     @property
     def view(self) -> np.ndarray:
@@ -45,7 +53,7 @@ class GrowingArray:
         if size > len(self._buffer):
             buffer = np.empty(max(size, len(self._buffer) * 3 // 2), dtype=self._buffer.dtype)
             buffer[: self._size] = self._buffer[: self._size]
-            self._buffer = buffer
+            self._buffer, self._lent = buffer, False
         self._buffer[self._size : size] = values
         self._size = size
 
@@ -58,6 +66,29 @@ class Block:
         self.values = GrowingArray(dtype)
         self.elements = GrowingArray(np.bool_)
         self._repeats = False
+        self._everywhere = False
+
+    def lend(
+        self, rows: np.ndarray | None, values: np.ndarray, elements: np.ndarray | None, *, repeats: bool = False
+    ) -> None:
+        """Hold pairs of arrays that are complete and somebody else's: (m,) each.
+
+        Without `rows` every row from 0 on has one value, without `elements` no value is an element of an array.
+        `repeats`: a row has several pairs.
+        """
+        if rows is None:
+            self._everywhere = True
+        else:
+            self.rows = GrowingArray.over(rows)
+        self.values = GrowingArray.over(values)
+        none = np.broadcast_to(np.False_, len(values))
+        self.elements = GrowingArray.over(none if elements is None else elements)
+        self._repeats = repeats
+
+    @property
+    def repeats(self) -> bool:
+        """Whether a row has several pairs."""
+        return self._repeats
 
     @property
     def nbytes(self) -> int:
@@ -83,6 +114,8 @@ class Block:
 
     def span(self, start: int, stop: int) -> slice:
         """Return where the pairs of rows [start, stop) are."""
+        if self._everywhere:
+            return slice(start, stop)
         # A Python int would make searchsorted copy all rows as int64.
         rows = self.rows.view
         return slice(int(rows.searchsorted(np.int32(start))), int(rows.searchsorted(np.int32(stop))))

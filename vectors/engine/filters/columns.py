@@ -3,95 +3,49 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
 
-from vectors.engine.filters.blocks import BooleanBlock, GrowingArray, NumberBlock, UuidBlock
+from vectors.engine.filters.blocks import NumberBlock, UuidBlock
 from vectors.engine.filters.budget import ColumnBudget
+from vectors.engine.filters.cells import Cells, TypedBlocks
 from vectors.engine.filters.paths import Path
+from vectors.engine.filters.sorted_ids import SortedIds
+from vectors.engine.filters.stored import StoredColumns, StoredPathColumn
 from vectors.engine.filters.texts import TextBlock
 from vectors.engine.filters.tree import ID, Filter
 from vectors.engine.ids import INTEGER_TAG, STRING_TAG, UUID_TAG
 
 _CHUNK_ROWS = 250
-_EXACT_IN_FLOAT = 2**53
-_INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 
 RowsOf = Callable[[int, int], Sequence[bytes]]
 """Returns what belongs to the rows [start, stop)."""
 
 
-class PathColumn:
+class PathColumn(TypedBlocks):
     """The values at one metadata path, by type, and where there is any.
 
     Integers beyond 2**53, which float64 cannot hold, are kept aside as int64 or uint64, so every number is exact.
     """
 
     def __init__(self, path: str) -> None:
+        super().__init__()
         self._path = Path(path)
-        self.present = GrowingArray(np.bool_)
-        self.floats = NumberBlock(np.float64)
-        self.integers = NumberBlock(np.int64)
-        self.naturals = NumberBlock(np.uint64)
-        self.booleans = BooleanBlock()
         self.texts = TextBlock()
-
-    @property
-    def rows(self) -> int:
-        """Rows it covers."""
-        return len(self.present)
-
-    @property
-    def numbers(self) -> tuple[NumberBlock, NumberBlock, NumberBlock]:
-        """The blocks that hold numbers."""
-        return self.floats, self.integers, self.naturals
 
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        blocks = (*self.numbers, self.booleans, self.texts)
-        return self.present.nbytes + sum(block.nbytes for block in blocks)
+        return super().nbytes + self.texts.nbytes
 
     def extend(self, documents: Sequence[dict[str, Any]]) -> None:
         """Append the rows of decoded metadata objects."""
-        present = [True] * len(documents)
-        floats, integers, naturals, booleans, texts = _Pairs(), _Pairs(), _Pairs(), _Pairs(), _Pairs()
-        flat, key, first = self._path.flat, self._path.text, self.rows
-        for place, document in enumerate(documents):
-            row = first + place
-            value = document.get(key) if flat else document
-            kind = type(value)
-            if kind is list or kind is dict:
-                scalars, present[place] = self._path.reach(document)
-            elif value is None:
-                present[place] = False
-                continue
-            else:
-                scalars = [(value, False)]
-            for scalar, element in scalars:
-                kind = type(scalar)
-                if kind is str:
-                    pairs = texts
-                elif kind is float:
-                    pairs = floats
-                elif kind is bool:
-                    pairs = booleans
-                elif -_EXACT_IN_FLOAT <= scalar <= _EXACT_IN_FLOAT:
-                    pairs = floats
-                elif _INT64_MIN <= scalar <= _INT64_MAX:
-                    pairs = integers
-                else:
-                    pairs = naturals
-                pairs.rows.append(row)
-                pairs.values.append(scalar)
-                pairs.elements.append(element)
-        self.texts.extend_texts(texts.rows, texts.values)
-        for block, pairs in zip((*self.numbers, self.booleans), (floats, integers, naturals, booleans), strict=True):
-            block.extend(pairs.rows, pairs.values, pairs.elements)
-        self.present.extend(present)
+        cells = Cells(self._path, documents, first=self.rows)
+        self.texts.extend_texts(cells.texts.rows, cells.texts.values)
+        self.extend_cells(cells)
 
 
 class IdColumn:
@@ -127,21 +81,32 @@ class IdColumn:
 class Prepared(NamedTuple):
     """The columns a filter needs, complete up to the rows that were asked for."""
 
-    paths: dict[str, PathColumn]
-    ids: IdColumn | None
+    paths: Mapping[str, PathColumn | StoredPathColumn]
+    ids: IdColumn | SortedIds | None
 
 
 class Columns:
     """The columns and masks of one append-only run of rows whose rows never change.
 
     `metadata_of(start, stop)` and `keys_of(start, stop)` return the metadata (compact JSON objects) and keys of a range
-    of rows. What is built is kept in `budget` (without one, as long as this object lives). Readers may come from
-    several threads, each with its own number of rows; one at a time builds.
+    of rows. `stored` are columns that need not be built, set by whoever opens the rows; `sorted_ids` are the ids where
+    keys are in order. What is built is kept in `budget` (without one, as long as this object lives). Readers may come
+    from several threads, each with its own number of rows; one at a time builds.
     """
 
-    def __init__(self, metadata_of: RowsOf, keys_of: RowsOf, *, budget: ColumnBudget | None = None) -> None:
+    def __init__(
+        self,
+        metadata_of: RowsOf,
+        keys_of: RowsOf,
+        *,
+        budget: ColumnBudget | None = None,
+        stored: StoredColumns | None = None,
+        sorted_ids: SortedIds | None = None,
+    ) -> None:
         self._metadata_of = metadata_of
         self._keys_of = keys_of
+        self.stored = stored
+        self._sorted_ids = sorted_ids
         self._shelf = (budget or ColumnBudget(None)).shelf(self)
         self._building = threading.Lock()
 
@@ -161,15 +126,26 @@ class Columns:
 
     def prepare(self, filter: Filter, *, stop: int) -> Prepared:
         """Return the columns of a filter, complete for the rows [0, stop)."""
-        paths = {path: self._shelf.get(path) for path in filter.paths}
-        ids = self._shelf.get(ID) if filter.uses_id else None
-        wanted = [*paths.values(), ids] if filter.uses_id else paths.values()
-        if all(column is not None and column.rows >= stop for column in wanted):
-            return Prepared(paths, ids)
+        stored = self._stored_columns(filter.paths)
+        ids = self._sorted_ids if filter.uses_id else None
+        wanted = [path for path in filter.paths if path not in stored]
+        wants_ids = filter.uses_id and ids is None
+        if not wanted and not wants_ids:
+            return Prepared(stored, ids)
+        known = {path: self._shelf.get(path) for path in wanted}
+        known_ids = self._shelf.get(ID) if wants_ids else ids
+        columns = [*known.values(), known_ids] if wants_ids else known.values()
+        if all(column is not None and column.rows >= stop for column in columns):
+            return Prepared({**stored, **known}, known_ids)
         with self._building:
-            paths = self._build_paths(filter.paths, stop)
-            ids = self._build_ids(stop) if filter.uses_id else None
-        return Prepared(paths, ids)
+            built = self._build_paths(wanted, stop)
+            return Prepared({**stored, **built}, self._build_ids(stop) if wants_ids else ids)
+
+    def _stored_columns(self, paths: Sequence[str]) -> dict[str, PathColumn | StoredPathColumn]:
+        if self.stored is None:
+            return {}
+        found = {path: self.stored.column(path) for path in paths}
+        return {path: column for path, column in found.items() if column is not None}
 
     def _build_paths(self, paths: Sequence[str], stop: int) -> dict[str, PathColumn]:
         columns = {path: self._shelf.get(path) or PathColumn(path) for path in paths}
@@ -205,14 +181,3 @@ class Columns:
                 raise
             self._shelf.put(ID, column, column.nbytes)
         return column
-
-
-class _Pairs:
-    """Values of one type on their way into a block."""
-
-    __slots__ = ("elements", "rows", "values")
-
-    def __init__(self) -> None:
-        self.rows: list[int] = []
-        self.values: list[Any] = []
-        self.elements: list[bool] = []

@@ -6,6 +6,8 @@ import numpy as np
 
 from vectors.engine.filters.blocks import Block
 from vectors.engine.filters.columns import Columns, IdColumn, PathColumn, Prepared
+from vectors.engine.filters.sorted_ids import SortedIds
+from vectors.engine.filters.stored import StoredPathColumn
 from vectors.engine.filters.texts import text_hits
 from vectors.engine.filters.tree import (
     TEXT_LOOKUPS,
@@ -55,14 +57,16 @@ def _evaluate(node: Node, prepared: Prepared, start: int, stop: int) -> np.ndarr
     if isinstance(node, Negation):
         return ~_evaluate(node.part, prepared, start, stop)
     assert prepared.ids is not None, "a filter with an id condition prepares the id column"
+    if isinstance(prepared.ids, SortedIds):
+        return prepared.ids.mask(node, start, stop)
     return _id_condition(node, prepared.ids, start, stop)
 
 
-def _condition(condition: Condition, column: PathColumn, start: int, stop: int) -> np.ndarray:
+def _condition(condition: Condition, column: PathColumn | StoredPathColumn, start: int, stop: int) -> np.ndarray:
     lookup = condition.lookup
     if lookup == "isnull":
-        present = column.present.view[start:stop]
-        return ~present if condition.booleans[0] else present.copy()
+        here = column.here(start, stop)
+        return ~here if condition.booleans[0] else here.copy()
     masks = []
     if condition.strings:
         span = column.texts.span(start, stop)

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+
+class _Forked:
+    """More than one thing, or perhaps."""
+
+
+FORKED: Final = _Forked()
 
 
 class Reached(NamedTuple):
@@ -29,6 +37,24 @@ class Path:
             [(".".join(parts[start:stop]), stop) for stop in range(start + 1, len(parts) + 1)]
             for start in range(len(parts))
         ]
+        self._steps = [(keys[0][0], [key for key, _ in keys[1:]]) for keys in self._keys]
+
+    def straight(self, documents: Sequence[dict[str, Any]]) -> list[Any]:
+        """Return what stands at the path in decoded objects that lead there by one way; None where nothing does.
+
+        Where the way forks, or leads through an array, it is `FORKED`, and `reach` must be asked.
+        """
+        if self.flat:
+            return [document.get(self.text) for document in documents]
+        nodes: list[Any] = list(documents)
+        for key, others in self._steps:
+            for place, node in enumerate(nodes):
+                if type(node) is dict:
+                    forked = others and not node.keys().isdisjoint(others)
+                    nodes[place] = FORKED if forked else node.get(key)
+                elif node is not None and node is not FORKED:
+                    nodes[place] = FORKED if type(node) is list else None
+        return nodes
 
     def reach(self, document: dict[str, Any]) -> Reached:
         """Return what the path leads to in a decoded object."""

@@ -1,0 +1,193 @@
+"""The promise: searches find at least the share of the truly nearest rows that was asked for, whatever the filter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.engine.index.segments import clustered, indexed, segment, view_of
+from vectors.engine import index
+from vectors.engine.distances import Metric, Query
+from vectors.engine.filters import Filter, parse_filter
+from vectors.engine.namespace import NamespaceView
+from vectors.engine.search import Wanted, search, search_batch
+
+pytestmark = pytest.mark.skipif(not index.available(), reason="faiss is not installed")
+
+ROWS = 12_000
+QUERIES = 80
+
+
+def recall_of(
+    view: NamespaceView,
+    queries: Sequence[Query],
+    *,
+    k: int = 10,
+    filter: Filter | None = None,
+    recall: float | None = None,
+) -> tuple[float, set[str]]:
+    """Return the share of the truly nearest rows that searches find, and how they were found."""
+    found = wanted = 0
+    ways: set[str] = set()
+    for query in queries:
+        truth = {item.key for item in search(view, Wanted(query, k, filter, exact=True)).found}
+        result = search(view, Wanted(query, k, filter, recall=recall))
+        assert len(result.found) == len(truth)
+        found += len(truth & {item.key for item in result.found})
+        wanted += len(truth)
+        ways.add(result.strategy)
+    return found / wanted, ways
+
+
+def queries_near(values: np.ndarray, metric: Metric, *, seed: int = 9) -> list[Query]:
+    generator = np.random.default_rng(seed)
+    chosen = values[generator.choice(len(values), size=QUERIES, replace=False)]
+    moved = chosen + generator.normal(scale=0.3 * values.std(), size=chosen.shape)
+    return [Query.of(row.astype(np.float32), metric) for row in moved]
+
+
+def filter_of(document: dict) -> Filter:
+    return parse_filter(document, field="filter", max_conditions=10, max_depth=5, max_values=10)
+
+
+@pytest.mark.parametrize(
+    ("metric", "dimension", "lengths"),
+    [("cosine", 96, 0.3), ("l2", 48, 0.0), ("ip", 64, 0.0), ("ip", 40, 0.3), ("cosine", 33, 0.0), ("l2", 17, 0.2)],
+)
+def test_every_metric_finds_what_is_promised(metric: Metric, dimension: int, lengths: float, tmp_path: Path) -> None:
+    values = clustered(ROWS, dimension, lengths=lengths)
+    part = segment(values)
+    indexed(part, tmp_path, metric)
+    view = view_of(part, metric=metric)
+
+    recall, ways = recall_of(view, queries_near(values, metric))
+
+    assert recall >= 0.95
+    assert "index" in ways
+
+
+@pytest.mark.parametrize("k", [1, 3, 10, 40, 100, 250])
+def test_any_number_of_neighbours_is_found_with_the_recall_promised(k: int, tmp_path: Path) -> None:
+    values = clustered(ROWS, 64)
+    part = segment(values)
+    indexed(part, tmp_path)
+
+    recall, _ways = recall_of(view_of(part), queries_near(values, "cosine"), k=k)
+
+    assert recall >= 0.95
+
+
+@pytest.mark.parametrize("asked", [0.9, 0.97, 0.99])
+def test_a_search_may_ask_for_another_recall(asked: float, tmp_path: Path) -> None:
+    values = clustered(ROWS, 64)
+    part = segment(values)
+    indexed(part, tmp_path)
+    view = view_of(part)
+
+    recall, _ways = recall_of(view, queries_near(values, "cosine"), recall=asked)
+
+    assert recall >= asked
+
+
+def test_a_recall_of_one_and_another_metric_are_exact(tmp_path: Path) -> None:
+    values = clustered(ROWS, 64)
+    part = segment(values)
+    indexed(part, tmp_path)
+    view = view_of(part)
+    query = queries_near(values, "cosine")[0]
+
+    assert search(view, Wanted(query, 10)).strategy == "index"
+    assert search(view, Wanted(query, 10, recall=1.0)).strategy == "exact"
+    assert search(view, Wanted(query, 10, exact=True)).strategy == "exact"
+    assert search(view, Wanted(Query.of(query.scan, "l2"), 10)).strategy == "exact"
+
+
+@pytest.mark.parametrize("share", [0.5, 0.2, 0.1, 0.03, 0.001])
+def test_filters_lose_no_hits(share: float, tmp_path: Path) -> None:
+    values = clustered(ROWS, 64)
+    chosen = np.random.default_rng(4).random(ROWS) < share
+    part = segment(values, [b'{"chosen":true}' if item else b"{}" for item in chosen])
+    indexed(part, tmp_path)
+
+    recall, _ways = recall_of(view_of(part), queries_near(values, "cosine"), filter=filter_of({"chosen": True}))
+
+    assert recall >= 0.95
+
+
+def test_a_filter_on_what_is_far_from_the_query_loses_no_hits(tmp_path: Path) -> None:
+    """Where the rows that match lie elsewhere, the cells near the query have none of them."""
+    values = clustered(ROWS, 64)
+    query = Query.of(values[0], "cosine")
+    far = values @ query.scan < np.quantile(values @ query.scan, 0.4)
+    part = segment(values, [b'{"far":true}' if item else b"{}" for item in far])
+    indexed(part, tmp_path)
+    near = [Query.of(values[0] + 0.1 * row, "cosine") for row in clustered(30, 64, seed=2)]
+
+    recall, _ways = recall_of(view_of(part), near, filter=filter_of({"far": True}))
+
+    assert recall >= 0.95
+
+
+def test_one_matching_row_is_found(tmp_path: Path) -> None:
+    values = clustered(ROWS, 64)
+    part = segment(values, [b'{"only":1}' if row == 77 else b"{}" for row in range(ROWS)])
+    indexed(part, tmp_path)
+
+    found = search(view_of(part), Wanted(Query.of(-values[77], "cosine"), 10, filter_of({"only": 1}))).found
+
+    assert [item.row for item in found] == [77]
+
+
+def test_deleted_rows_and_those_of_other_slots_are_not_found(tmp_path: Path) -> None:
+    from vectors.engine.slots import SlotSet
+
+    values = clustered(ROWS, 64)
+    part = segment(values)
+    indexed(part, tmp_path)
+    query = queries_near(values, "cosine")[0]
+    best = [item.row for item in search(view_of(part), Wanted(query, 10)).found]
+    part.kill(best[:5])
+    slots = SlotSet.of(np.setdiff1d(np.arange(16384), part.slots[best[5:7]]))
+
+    rows = [item.row for item in search(view_of(part).only(slots), Wanted(query, 10)).found]
+
+    assert len(rows) == 10
+    assert not set(rows) & set(best[:7])
+    assert set(best[7:]) <= set(rows)
+
+
+def test_a_batch_finds_what_single_searches_find(tmp_path: Path) -> None:
+    values = clustered(ROWS, 64)
+    part = segment(values, [b'{"odd":%d}' % (row % 2) for row in range(ROWS)])
+    indexed(part, tmp_path)
+    view = view_of(part, segment(clustered(500, 64, seed=5)))
+    queries = queries_near(values, "cosine")
+    wanteds = [
+        Wanted(query, 10 if number % 3 else 20, filter_of({"odd": 1}) if number % 2 else None, exact=number % 7 == 0)
+        for number, query in enumerate(queries)
+    ]
+
+    # Rows of a filter that comes again are kept side by side, which may change what is cheaper: not between the two.
+    for wanted in wanteds:
+        search(view, wanted)
+
+    together = search_batch(view, wanteds)
+
+    for wanted, result in zip(wanteds, together, strict=True):
+        alone = search(view, wanted)
+        assert [(item.key, item.score) for item in alone.found] == [(item.key, item.score) for item in result.found]
+        assert alone.strategy == result.strategy
+
+
+def test_scores_are_exact_whoever_proposed_the_rows(tmp_path: Path) -> None:
+    values = clustered(ROWS, 64)
+    part = segment(values)
+    indexed(part, tmp_path)
+    view = view_of(part)
+    for query in queries_near(values, "cosine")[:10]:
+        exact = {item.key: item.score for item in search(view, Wanted(query, 50, exact=True)).found}
+        for item in search(view, Wanted(query, 10)).found:
+            assert exact.get(item.key, item.score) == item.score

@@ -1,0 +1,251 @@
+"""Cells and 4-bit codes as faiss scans them: the only module that knows that library.
+
+Rows are assigned to the nearest of some cells and kept there as codes of a product quantizer, half a byte for each few
+dimensions. A scan looks at the codes of the cells nearest to a query, 32 rows with a few instructions, and answers the
+rows that seem best. The lists of codes may lie in a mapped file: then all processes share their memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vectors.engine.distances import Metric
+
+BLOCK_ROWS = 32
+"""Rows whose codes are interleaved; a list has room for whole blocks."""
+
+_BITS = 4
+_CODES = 1 << _BITS
+_ROW_NUMBER_BYTES = 8
+_CELL_ROUNDS = 6
+_CODE_ROUNDS = 8
+_ROWS_PER_CELL_TRAINED = 64
+_ROWS_CODES_TRAINED = 3072
+
+
+@cache
+def _faiss() -> Any:
+    try:
+        import faiss
+    except ImportError:
+        return None
+    return faiss
+
+
+def available() -> bool:
+    """Whether faiss is there."""
+    return _faiss() is not None
+
+
+class Codebook:
+    """What rows are coded with: `cells` (c, D) and `codes` (m, 16, D // m), float32, for D = `padded` dimensions."""
+
+    def __init__(self, cells: np.ndarray, codes: np.ndarray) -> None:
+        self.cells = np.ascontiguousarray(cells, dtype=np.float32)
+        self.codes = np.ascontiguousarray(codes, dtype=np.float32)
+        if self.codes.ndim != 3 or self.codes.shape[1] != _CODES or self.cells.ndim != 2:
+            raise ValueError("these are no cells and codes")
+        if self.cells.shape[1] != self.codes.shape[0] * self.codes.shape[2]:
+            raise ValueError("cells and codes are of different dimensions")
+
+    @property
+    def padded(self) -> int:
+        """Dimensions of the rows as they are coded: zeros are added to fill the last code."""
+        return int(self.cells.shape[1])
+
+    @property
+    def code_bytes(self) -> int:
+        """Bytes of one row's codes in a list."""
+        return (len(self.codes) + 1) // 2
+
+
+def train(
+    sample: np.ndarray, *, cells: int, dimensions_per_code: int, by_direction: bool, seed: int, threads: int
+) -> Codebook:
+    """Return a codebook for rows like those of `sample` (n, D) float32, D a multiple of `dimensions_per_code`.
+
+    `by_direction`: the rows have length 1, and so shall the cells.
+    """
+    faiss = _faiss()
+    dimension = sample.shape[1]
+    faiss.omp_set_num_threads(threads)
+    try:
+        clustering = faiss.Kmeans(
+            dimension,
+            cells,
+            niter=_CELL_ROUNDS,
+            spherical=by_direction,
+            seed=seed,
+            min_points_per_centroid=1,
+            max_points_per_centroid=_ROWS_PER_CELL_TRAINED,
+        )
+        clustering.train(sample)
+        quantizer = faiss.ProductQuantizer(dimension, dimension // dimensions_per_code, _BITS)
+        quantizer.cp.seed = seed
+        quantizer.cp.niter = _CODE_ROUNDS
+        quantizer.cp.min_points_per_centroid = 1
+        quantizer.train(sample[:_ROWS_CODES_TRAINED])
+        codes = faiss.vector_to_array(quantizer.centroids).reshape(-1, _CODES, dimensions_per_code)
+        return Codebook(clustering.centroids, codes)
+    finally:
+        faiss.omp_set_num_threads(1)
+
+
+def list_bytes(rows: np.ndarray, code_bytes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return of lists with `rows` (c,) rows each the bytes of the codes and of the row numbers behind: 2 × (c,)."""
+    room = -(-rows.astype(np.int64) // BLOCK_ROWS) * BLOCK_ROWS
+    return room * code_bytes, room * _ROW_NUMBER_BYTES
+
+
+class Scanner:
+    """A codebook and the lists of rows coded with it. Searches are thread-safe, `add` is not."""
+
+    def __init__(self, codebook: Codebook, metric: Metric) -> None:
+        faiss = _faiss()
+        self.codebook = codebook
+        kind = faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT
+        # Rows belong to the nearest cell; a query looks for good products in the cells that point its way.
+        self._near = self._towards = _flat(faiss.IndexFlatL2, codebook.cells)
+        if metric != "l2":
+            self._towards = _flat(faiss.IndexFlatIP, codebook.cells)
+        self._index = faiss.IndexIVFPQFastScan(
+            self._towards, codebook.padded, len(codebook.cells), len(codebook.codes), _BITS, kind
+        )
+        faiss.copy_array_to_vector(codebook.codes.reshape(-1), self._index.pq.centroids)
+        self._index.is_trained = True
+        self._mapped: Any = None
+        self._parameters: dict[int, Any] = {}
+
+    @classmethod
+    def over_file(
+        cls, codebook: Codebook, metric: Metric, *, path: Path, offset: int, size: int, list_rows: np.ndarray
+    ) -> Scanner:
+        """Return one whose lists, of `list_rows` (c,) rows, begin at `offset` of a file of `size` bytes, and map it."""
+        faiss = _faiss()
+        scanner = cls(codebook, metric)
+        mapped = faiss.OnDiskInvertedLists()
+        mapped.nlist, mapped.code_size = len(list_rows), codebook.code_bytes
+        mapped.filename, mapped.totsize, mapped.read_only = str(path), size, True
+        code_bytes, number_bytes = list_bytes(list_rows, codebook.code_bytes)
+        for rows, codes, numbers in zip(list_rows.tolist(), code_bytes.tolist(), number_bytes.tolist(), strict=True):
+            place = faiss.OnDiskOneList()
+            # Row numbers are read from behind the room of the codes.
+            place.size, place.capacity, place.offset = rows, codes // codebook.code_bytes, offset
+            mapped.lists.push_back(place)
+            offset += codes + numbers
+        if offset > size:
+            raise ValueError("the lists are longer than their file")
+        # The pages are in memory; threads that fetch them would cost more than the scan.
+        mapped.prefetch_nthread = 0
+        mapped.do_mmap()
+        scanner._mapped = mapped
+        scanner._index.replace_invlists(mapped, False)
+        scanner._index.ntotal = int(list_rows.sum())
+        return scanner
+
+    @property
+    def rows(self) -> int:
+        """Rows that were coded."""
+        return int(self._index.ntotal)
+
+    def add(self, rows: np.ndarray, *, threads: int) -> None:
+        """Code further rows (n, D) float32, numbered on from those before."""
+        faiss = _faiss()
+        faiss.omp_set_num_threads(threads)
+        self._index.quantizer = self._near
+        try:
+            self._index.add(np.ascontiguousarray(rows, dtype=np.float32))
+        finally:
+            self._index.quantizer = self._towards
+            faiss.omp_set_num_threads(1)
+
+    @property
+    def list_rows(self) -> np.ndarray:
+        """How many rows each cell has: (c,) int64."""
+        lists = self._index.invlists
+        return np.array([lists.list_size(cell) for cell in range(len(self.codebook.cells))], dtype=np.int64)
+
+    def numbers(self, cell: int) -> np.ndarray:
+        """Return the rows of a cell: (n,) int64."""
+        lists = self._index.invlists
+        size = lists.list_size(cell)
+        return _faiss().rev_swig_ptr(lists.get_ids(cell), size).copy() if size else np.empty(0, dtype=np.int64)
+
+    def list_chunks(self) -> Iterator[memoryview]:
+        """Yield what `over_file` maps: of each cell the codes of whole blocks, then the row numbers."""
+        faiss, lists = _faiss(), self._index.invlists
+        sizes = self.list_rows
+        code_bytes, number_bytes = list_bytes(sizes, self.codebook.code_bytes)
+        for cell, (rows, codes, numbers) in enumerate(
+            zip(sizes.tolist(), code_bytes.tolist(), number_bytes.tolist(), strict=True)
+        ):
+            if not rows:
+                continue
+            yield faiss.rev_swig_ptr(lists.get_codes(cell), codes).data
+            room = np.zeros(numbers // _ROW_NUMBER_BYTES, dtype=np.int64)
+            room[:rows] = self.numbers(cell)
+            yield room.data.cast("B")
+
+    def towards(self, queries: np.ndarray) -> np.ndarray:
+        """Return how good each cell is for queries (n, D) float32: (n, c) float32, greater is nearer."""
+        cells = self.codebook.cells
+        goodness: np.ndarray = queries @ cells.T
+        if self._towards is self._near:
+            goodness *= 2.0
+            goodness -= np.einsum("ij,ij->i", cells, cells)
+        return goodness
+
+    def scan(self, queries: np.ndarray, *, probes: int, count: int, selected: np.ndarray | None = None) -> np.ndarray:
+        """Return up to `count` rows for each of queries (n, D) float32 from its `probes` nearest cells.
+
+        (n, count) int64, best first as far as codes can tell, -1 where there are no more. `selected` has one bit a row,
+        the lowest row in the lowest bit, and leaves the other rows out.
+        """
+        faiss = _faiss()
+        if selected is None:
+            parameters = self._parameters.get(probes)
+            if parameters is None:
+                parameters = self._parameters[probes] = faiss.SearchParametersIVF(nprobe=probes)
+        else:
+            selector = faiss.IDSelectorBitmap(self.rows, faiss.swig_ptr(selected))
+            parameters = faiss.SearchParametersIVF(nprobe=probes)
+            parameters.sel = selector
+        goodness = np.empty((len(queries), count), dtype=np.float32)
+        rows = np.empty((len(queries), count), dtype=np.int64)
+        self._index.search_c(
+            len(queries), faiss.swig_ptr(queries), count, faiss.swig_ptr(goodness), faiss.swig_ptr(rows), parameters
+        )
+        return rows
+
+    def scan_cells(self, query: np.ndarray, cells: np.ndarray, *, count: int, selected: np.ndarray) -> np.ndarray:
+        """Return what `scan` does for one query (1, D) and some `cells` (p,) int64: (count,) int64."""
+        faiss = _faiss()
+        selector = faiss.IDSelectorBitmap(self.rows, faiss.swig_ptr(selected))
+        parameters = faiss.SearchParametersIVF(nprobe=len(cells))
+        parameters.sel = selector
+        distances = np.zeros(len(cells), dtype=np.float32)
+        goodness = np.empty(count, dtype=np.float32)
+        rows = np.empty(count, dtype=np.int64)
+        self._index.search_preassigned_c(
+            1,
+            faiss.swig_ptr(query),
+            count,
+            faiss.swig_ptr(cells),
+            faiss.swig_ptr(distances),
+            faiss.swig_ptr(goodness),
+            faiss.swig_ptr(rows),
+            False,
+            parameters,
+        )
+        return rows
+
+
+def _flat(kind: Any, rows: np.ndarray) -> Any:
+    index = kind(rows.shape[1])
+    index.add(rows)
+    return index
