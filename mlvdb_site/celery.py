@@ -29,6 +29,8 @@ VISIBILITY_TIMEOUT_S = 600
 TASK_TIME_LIMIT_S = 570
 TASK_SOFT_TIME_LIMIT_S = 540
 HEALTH_TIME_LIMIT_S = 30
+MERGE = "vectors.tasks.merge_shard"
+MERGE_TIME_LIMIT_S = 6 * 3600
 
 RETRY_BROKEN_BROKER_AFTER_S = 3.0
 _PRODUCERS = 16
@@ -67,11 +69,15 @@ def _route(name: str, args: Any, kwargs: Any, options: dict[str, Any], task: Any
 
 
 class _DeliveryByQueue:
-    """Task annotations: health tasks are acknowledged when taken and are short, all others when they are done."""
+    """Task annotations: health tasks are acknowledged when taken and are short, merges may be long, and all others are
+    acknowledged when they are done."""
 
     def annotate(self, task: Any) -> dict[str, Any]:
         if _kind(task.name) == "health":
             return {"acks_late": False, "time_limit": HEALTH_TIME_LIMIT_S, "soft_time_limit": HEALTH_TIME_LIMIT_S - 5}
+        if task.name == MERGE:
+            # Large segments take their time. What is delivered again meanwhile would only find it at work.
+            return {"acks_late": False, "time_limit": MERGE_TIME_LIMIT_S, "soft_time_limit": MERGE_TIME_LIMIT_S - 60}
         return {"acks_late": True}
 
 

@@ -69,6 +69,11 @@ class NodeFiles:
         return self.root / "node-id"
 
     @property
+    def merge_lock(self) -> Path:
+        """Locked (flock) while segments are merged or indexed: one merge at a time."""
+        return self.root / "merge.lock"
+
+    @property
     def append_lock(self) -> Path:
         """Locked (flock) around an append, so that waiting writers queue in the kernel instead of polling SQLite."""
         return self.root / "append.lock"

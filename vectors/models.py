@@ -1,7 +1,7 @@
-"""The rows of one node: shard heads, their logs, terms and manifests, namespaces, pins and leases.
+"""The rows of one node: shard heads, their logs, terms and manifests, namespaces, pins, leases, measures of recall.
 
-These rows are written by `vectors.store` and `vectors.services` alone; the log's hot path is plain SQL in
-`vectors.store.log`, over the tables declared here.
+These rows are written by `vectors.store`, `vectors.recall` and `vectors.services` alone; the log's hot path is plain
+SQL in `vectors.store.log`, over the tables declared here.
 """
 
 from __future__ import annotations
@@ -48,6 +48,12 @@ class ShardHead(models.Model):
     )
     knocked = models.BooleanField(default=False, help_text="Whether the senders have been told of new entries.")
     damage = models.JSONField(null=True, blank=True, help_text="What is corrupt; writes are refused while set.")
+    index_faults = models.JSONField(
+        default=dict, blank=True, help_text="Index files that cannot be used, by segment; the next merge makes others."
+    )
+    rows_flushed = models.BigIntegerField(default=0, help_text="Rows that checkpoints have brought into segments.")
+    rows_merged = models.BigIntegerField(default=0, help_text="Rows that merges have written into segments again.")
+    merged_at = models.DateTimeField(null=True, blank=True, help_text="When segments were last merged or indexed.")
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:
@@ -81,12 +87,21 @@ class LogEntry(models.Model):
 class Manifest(models.Model):
     """The list of segment files that stand for a shard's operations up to `seq`, with sizes and checksums."""
 
+    class Origin(models.TextChoices):
+        """What made it."""
+
+        CHECKPOINT = "checkpoint", "a checkpoint"
+        MERGE = "merge", "a merge"
+        INDEX = "index", "a new index"
+        INSTALL = "install", "a full sync"
+
     shard = models.ForeignKey(ShardHead, on_delete=models.CASCADE, related_name="manifests")
     number = models.BigIntegerField()
     seq = models.BigIntegerField()
     term = models.BigIntegerField()
     document = models.JSONField()
     crc32 = models.BigIntegerField()
+    origin = models.CharField(max_length=10, choices=Origin.choices, default=Origin.CHECKPOINT)
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:
@@ -205,7 +220,7 @@ class Pin(models.Model):
 class Lease(models.Model):
     """Who may do what `name` stands for: an owner, a fencing token, and a counter that the owner bumps while it works.
 
-    Names: `checkpoint:<shard id>`, `ship:<replica id>`.
+    Names: `checkpoint:<shard id>`, `merge:<shard id>`, `ship:<replica id>`, and the like.
     """
 
     name = models.CharField(max_length=128, unique=True)
@@ -218,3 +233,59 @@ class Lease(models.Model):
 
     def __str__(self) -> str:
         return f"{self.name}: {self.owner or 'free'}"
+
+
+class QuerySample(models.Model):
+    """A query that was searched for: what indexes are tuned and measured with. The newest of a namespace are kept.
+
+    By uid, not by row: the shard copies that this node has of a namespace are asked the same queries.
+    """
+
+    namespace = models.CharField(max_length=32, help_text="uid of the namespace")
+    values = models.BinaryField(help_text="(d,) little-endian float32")
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        indexes = [models.Index(fields=["namespace", "id"], name="query_sample_namespace")]
+
+    def __str__(self) -> str:
+        return f"a query of {self.namespace}"
+
+
+class RecallMeasure(models.Model):
+    """What share of the true neighbours the index of a namespace in one shard copy found, at one moment."""
+
+    namespace = models.ForeignKey(Namespace, on_delete=models.CASCADE, related_name="recall_measures")
+    measured_at = models.DateTimeField(auto_now_add=True)
+    recall = models.FloatField(help_text="Share of the true neighbours found, 0 to 1.")
+    target = models.FloatField(help_text="The share promised at that moment.")
+    queries = models.PositiveIntegerField(help_text="Queries that were searched for.")
+    is_real = models.BooleanField(help_text="Whether they were asked by clients; otherwise they are rows of its own.")
+    is_short = models.BooleanField(help_text="Whether the target was missed by more than chance explains.")
+    indexed_rows = models.BigIntegerField(help_text="Rows in segments with an index.")
+    rows = models.BigIntegerField(help_text="All rows.")
+    took_s = models.FloatField()
+
+    class Meta:
+        ordering = ["-pk"]
+
+    def __str__(self) -> str:
+        return f"{self.recall:.3f} of {self.target:g}"
+
+
+class IndexRequest(models.Model):
+    """A wish that the segments of a namespace get indexes tuned anew. The next merge looks for them."""
+
+    class Reason(models.TextChoices):
+        """Why."""
+
+        TARGET = "target", "the recall target was raised"
+        MEASURED = "measured", "the measured recall fell short"
+        ASKED = "asked", "somebody asked for it"
+
+    namespace = models.ForeignKey(Namespace, on_delete=models.CASCADE, related_name="index_requests")
+    reason = models.CharField(max_length=8, choices=Reason.choices)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    def __str__(self) -> str:
+        return f"{self.namespace_id}: {self.get_reason_display()}"

@@ -12,7 +12,8 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,10 +24,16 @@ from django.db import connection
 from vectors.engine.filters import ColumnBudget
 from vectors.engine.operations import Operation
 from vectors.errors import LogGap, MemoryLimitReached, MLVectorDBError, NotReady, StorageError
+from vectors.recall.reservoir import QueryReservoir
 from vectors.store import log, recovery
 from vectors.store.appender import Appender
 
 logger = logging.getLogger(__name__)
+
+_REST_S = 1.0
+_SWAP_TAILS = 1.5
+_SWAP_PUT_OFF_S = 5.0
+_REST_TOLD_AGAIN_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +56,9 @@ class ShardRuntime:
         self._opened: recovery.OpenShard | None = None
         self._unfit_manifest: int | None = None
         self._lock = threading.RLock()
+        self.on_rest: Callable[[str, int], object] = _ask_for_checkpoint
+        self._still_since: tuple[int, float] = (0, 0.0)
+        self._swap_put_off: float | None = None
 
     @property
     def is_open(self) -> bool:
@@ -102,7 +112,7 @@ class ShardRuntime:
                     # Half applied, for want of memory say: the next request builds an engine anew.
                     self._opened = None
                     raise
-            self._opened = recovery.open_shard(self.shard_id, budget=self._budget, progress=self.progress)
+            self._opened = recovery.open_shard(self.shard_id, budget=self._budget, progress=self.progress, known=opened)
             return self._opened
         finally:
             self._lock.release()
@@ -129,7 +139,7 @@ class ShardRuntime:
         return opened.engine.result(position.seq)
 
     def swap(self) -> bool:
-        """Stand on the newest manifest, if this engine does not yet: map it, replay the rest, then exchange engines.
+        """Stand on the newest manifest, if this engine does not yet: map what is new, replay the rest, then exchange.
 
         Searches go on over the old engine meanwhile. Return whether there was something to do.
         """
@@ -139,7 +149,17 @@ class ShardRuntime:
             return False
         if head.manifest in (opened.manifest.number, self._unfit_manifest):
             return False
-        fresh = recovery.open_shard(self.shard_id, budget=self._budget)
+        exchange = recovery.exchange_prepare(opened, head)
+        if exchange is not None:
+            with self._lock:
+                if self._opened is not opened:
+                    return False
+                if exchange.apply():
+                    logger.info("segments_exchanged shard=%s manifest=%d", head.label, head.manifest)
+                    return True
+        if self._another_is_near(head):
+            return False
+        fresh = recovery.open_shard(self.shard_id, budget=self._budget, known=opened)
         if fresh.head.incarnation != opened.head.incarnation:
             # Cut back or refilled: the next request finds that out, and has nothing to take over from this engine.
             return False
@@ -156,6 +176,36 @@ class ShardRuntime:
         logger.info("segments_swapped shard=%s manifest=%d seq=%d", head.label, fresh.manifest.number, fresh.engine.seq)
         return True
 
+    def _another_is_near(self, head: log.Head) -> bool:
+        """Whether so much of the log lies behind the newest manifest that the next checkpoint is near.
+
+        To swap now would be to replay all of that, in every worker, and soon again. Not for long: a process that falls
+        behind checkpoints frees its memory all the same.
+        """
+        if head.tail_bytes <= _SWAP_TAILS * settings.MLVDB_TAIL_SOFT_BYTES:
+            self._swap_put_off = None
+            return False
+        now = time.monotonic()
+        if self._swap_put_off is None:
+            self._swap_put_off = now
+        if now - self._swap_put_off < _SWAP_PUT_OFF_S:
+            return True
+        self._swap_put_off = None
+        return False
+
+    def look_for_rest(self, head: log.Head) -> None:
+        """Tell `on_rest` when a tail beyond MLVDB_TAIL_REST_BYTES has got no entry for a second, seen from here.
+
+        Then what was loaded is in segments, and indexed, a few seconds after its end. Told again after a while only.
+        """
+        now = time.monotonic()
+        last_seq, since = self._still_since
+        if last_seq != head.last_seq or head.tail_bytes <= settings.MLVDB_TAIL_REST_BYTES or head.damage is not None:
+            self._still_since = (head.last_seq, now)
+        elif now - since >= _REST_S:
+            self._still_since = (last_seq, now + _REST_TOLD_AGAIN_S)
+            self.on_rest(head.uid, last_seq)
+
 
 class Runtime:
     """All shard copies of this process, and the thread that looks after them."""
@@ -163,6 +213,7 @@ class Runtime:
     def __init__(self) -> None:
         self.process = os.getpid()
         self.budget = ColumnBudget(settings.MLVDB_FILTER_CACHE_BYTES)
+        self.queries = QueryReservoir()
         self._shards: dict[int, ShardRuntime] = {}
         self._lock = threading.Lock()
         self._warm = threading.Event()
@@ -268,6 +319,8 @@ class Runtime:
             shard.caught_up(head, timeout_s=settings.MLVDB_IDLE_CATCH_UP_S if shard.is_open else 3600.0)
             if shard.swap():
                 release_memory()
+            shard.look_for_rest(head)
+        self.queries.flush()
         self._memory_bytes = self.memory_bytes()
         gone = set(self._shards) - {head.shard_id for head in heads}
         for shard_id in gone:
@@ -279,6 +332,12 @@ class Runtime:
 
 _runtime: Runtime | None = None
 _runtime_lock = threading.Lock()
+
+
+def _ask_for_checkpoint(shard_uid: str, seq: int) -> object:
+    from mlvdb_site.celery import publish
+
+    return publish("vectors.tasks.checkpoint_rested", shard_uid, seq)
 
 
 def runtime() -> Runtime:

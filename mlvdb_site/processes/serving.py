@@ -316,7 +316,8 @@ class NodeServing:
             worker(HEALTH, ["health"], "--pool", "solo"),
             # Sending to replicas is waiting for them: in threads a slow one keeps nobody from the others.
             worker(REPLICATION, ["replication"], "--pool", "threads", "--concurrency", str(_REPLICATION_THREADS)),
-            worker(TASKS, ["maintenance"], "--pool", "prefork", "--concurrency", "2"),
+            # A merge or a measure of recall may take minutes, and checkpoints are not to wait for either.
+            worker(TASKS, ["maintenance"], "--pool", "prefork", "--concurrency", "3"),
             background.beat_spec(),
         ]
 

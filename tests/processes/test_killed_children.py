@@ -80,10 +80,10 @@ def test_a_killed_pool_process_is_replaced(node: NodeProcess) -> None:
     def pool() -> list[int]:
         return children_of(node.record["processes"].get("tasks", 0))
 
-    before = wait_for(lambda: len(pids := pool()) == 2 and pids, what="two pool processes")
+    before = wait_for(lambda: len(pids := pool()) == 3 and pids, what="three pool processes")
     os.kill(before[0], signal.SIGKILL)
     # By Celery; or, where the pool was only just starting, by the supervisor, because Celery then ends.
-    wait_for(lambda: len(pids := pool()) == 2 and before[0] not in pids, what="a new pool process", timeout_s=30)
+    wait_for(lambda: len(pids := pool()) == 3 and before[0] not in pids, what="a new pool process", timeout_s=30)
 
 
 def test_temporary_files_of_killed_children_go_with_the_run(tmp_path: Path) -> None:

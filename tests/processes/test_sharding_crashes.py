@@ -90,11 +90,11 @@ def kill_worker(node: NodeProcess) -> None:
 CRASHES = [
     ("copying", "source"),
     ("following", "target"),
-    ("following", "worker"),
+    pytest.param("following", "worker", marks=pytest.mark.long),
     ("closing", "coordinator"),
-    ("closing", "target"),
+    pytest.param("closing", "target", marks=pytest.mark.long),
     ("switching", "source"),
-    ("switching", "worker"),
+    pytest.param("switching", "worker", marks=pytest.mark.long),
     ("cleaning", "broker"),
 ]
 

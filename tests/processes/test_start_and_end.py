@@ -47,8 +47,8 @@ def test_the_terminal_stays_quiet_when_nothing_is_wrong(shared_node: NodeProcess
 
 def test_all_processes_of_a_node_are_in_one_process_group(shared_node: NodeProcess) -> None:
     assert shared_node.process is not None
-    # serve, broker, web and its two workers, health, replication, tasks and its two pool processes, beat
-    pids = wait_for(lambda: len(found := shared_node.pids()) == 11 and found, what="eleven processes")
+    # serve, broker, web and its two workers, health, replication, tasks and its three pool processes, beat
+    pids = wait_for(lambda: len(found := shared_node.pids()) == 12 and found, what="twelve processes")
     assert {os.getpgid(pid) for pid in pids} == {shared_node.process.pid}
 
 

@@ -18,6 +18,7 @@ from tests.processes.fault_proxy import Fault, FaultProxy
 from tests.processes.node import NodeProcess, wait_for
 
 STATUS = "/cluster/node/status"
+WORKERS = 2
 
 
 @pytest.fixture
@@ -33,6 +34,8 @@ def test_a_stopped_node_is_waited_for_once_and_called_again_when_it_goes_on(
     node: NodeProcess, calls: PeerClient
 ) -> None:
     assert calls.json(node.base_url, "GET", STATUS)["protocol"] == PROTOCOL
+    # The node answers as soon as its first worker is there: one that came later would go on answering.
+    wait_for(lambda: len(node.worker_pids()) == WORKERS, what="all workers")
     workers = node.worker_pids()
     for pid in workers:
         os.kill(pid, signal.SIGSTOP)

@@ -18,6 +18,7 @@ from vectors.query_processor import LocalQueryProcessor, VectorBatch, selection
 from vectors.services import ensure_local_shard
 from vectors.store import recovery
 from vectors.store.checkpoint import CheckpointResult, checkpoint_run
+from vectors.store.merging import MergeResult, merge_run
 
 
 @dataclass
@@ -30,6 +31,10 @@ class Shard:
     def checkpoint(self) -> CheckpointResult | None:
         """Checkpoint now."""
         return checkpoint_run(self.head.uid, owner="test")
+
+    def merge(self, *, rest_s: float = 0.0) -> MergeResult | None:
+        """Merge and index now, taking the log to be at rest."""
+        return merge_run(self.head.uid, owner="test", rest_s=rest_s)
 
     def restart(self) -> None:
         """Throw the engines away, as a killed process does."""

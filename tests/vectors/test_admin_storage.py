@@ -12,6 +12,7 @@ from django.test.utils import CaptureQueriesContext
 
 from mlvdb_site import celery
 from tests.vectors.admin_site import cells, client_of, messages_of, staff_with, text_of
+from vectors.engine import index
 from vectors.engine.ids import key_of
 from vectors.models import Lease, LogEntry, Manifest, ShardHead
 from vectors.tasks import checkpoint_now, checkpoint_shard
@@ -174,3 +175,40 @@ def test_the_task_of_checkpoint_now_checkpoints_a_small_and_young_tail(filled):
 def test_pages_need_their_permission(filled, name):
     assert staff_with().get(f"/admin/vectors/{name}/").status_code == 403
     assert staff_with(f"view_{name}").get(f"/admin/vectors/{name}/").status_code == 200
+
+
+def test_merges_and_indexes_are_shown(admin, served, batch, settings):
+    settings.MLVDB_INDEX_MIN_ROWS = 300
+    for start in (0, 400):
+        served.queries.upsert_many(batch(start, 400, dimension=16), namespace="books")
+        served.checkpoint()
+    served.merge()
+    head, manifest = ShardHead.objects.get(), Manifest.objects.order_by("number").last()
+    assert (head.rows_flushed, head.rows_merged) == (800, 800)
+    page = text_of(admin.get(f"/admin/vectors/shardhead/{head.pk}/change/"))
+    assert "800 by checkpoints and 800 again by merges: 2.0 times each" in page
+    listing = admin.get("/admin/vectors/manifest/")
+    assert cells(listing, "origin")[0] == "a merge"
+    assert cells(listing, "indexed")[0] == ("1" if index.available() else "0")
+    page = text_of(admin.get(f"/admin/vectors/manifest/{manifest.pk}/change/"))
+    assert ("recall" if index.available() else "exact") in page
+    ShardHead.objects.update(index_faults={"f" * 32: {"file": "index.1.1.bin", "reason": "the checksum is wrong"}})
+    page = text_of(admin.get(f"/admin/vectors/shardhead/{head.pk}/change/"))
+    assert ("the checksum is wrong" if index.available() else "faiss is not installed") in page
+
+
+def test_metrics_tell_segments_rows_written_and_index_faults(admin, served, batch):
+    served.queries.upsert_many(batch(0, 40), namespace="books")
+    served.checkpoint()
+    served.queries.upsert_many(batch(40, 40), namespace="books")
+    served.checkpoint()
+    served.merge()
+    ShardHead.objects.update(index_faults={"f" * 32: {"file": "index.1.1.bin", "reason": "short"}})
+    text = admin.get("/metrics").content.decode()
+    for line in (
+        'mlvdb_shard_segments{shard="shard_0"} 1.0',
+        'mlvdb_rows_flushed_total{shard="shard_0"} 80.0',
+        'mlvdb_rows_merged_total{shard="shard_0"} 80.0',
+        'mlvdb_index_faults{shard="shard_0"} 1.0',
+    ):
+        assert line in text

@@ -75,7 +75,7 @@ def test_an_error_that_no_domain_code_has_met_is_refused_all_the_same(
     monkeypatch.setattr("mlvdb_site.http.health.process_states", away)
     assert_refused(node_client.get("/health"))
     monkeypatch.setattr("mlvdb_site.http.access.last_used.touch", away)
-    monkeypatch.setattr("mlvdb_site.http.access.AccessMiddleware._refusal", away)
+    monkeypatch.setattr("mlvdb_site.http.access.AccessMiddleware.refusal", away)
     assert_refused(node_client.get("/count"))
 
 

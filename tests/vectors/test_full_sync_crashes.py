@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import random
-import sys
 
 import pytest
-from django.db import connection
 
+from tests.vectors.crash_lines import killed_at, lines_of
 from tests.vectors.full_syncs import digests, entry, move_to_another_node, record, send_files, sync
 from vectors import runtime
 from vectors.engine import ids
@@ -45,64 +44,7 @@ TRACED = {
         staging,
     )
 }
-KILLED = 9
 SAMPLE = int(os.environ.get("MLVDB_TEST_CRASH_LINES", "40"))
-
-
-def in_a_child(call):
-    """Run `call` in a forked process and return its exit code."""
-    connection.close()
-    child = os.fork()
-    if not child:
-        code = 1
-        try:
-            call()
-            code = 0
-        finally:
-            os._exit(code)
-    _, status = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(status)
-
-
-def watched(call, at_line):
-    """Run `call`, telling `at_line` (file, line number) before each line of the traced modules is run."""
-
-    def trace(frame, event, argument):
-        if frame.f_code.co_filename not in TRACED:
-            return None
-        if event == "line":
-            at_line((frame.f_code.co_filename, frame.f_lineno))
-        return trace
-
-    sys.settrace(trace)
-    try:
-        call()
-    finally:
-        sys.settrace(None)
-
-
-def lines_of(call, path):
-    """Return the distinct lines that `call` runs, in the order in which they are first run."""
-    seen = {}
-
-    def run():
-        watched(call, lambda line: seen.setdefault(line))
-        path.write_text("\n".join(f"{name}:{number}" for name, number in seen))
-
-    assert in_a_child(run) == 0
-    return [(name, int(number)) for name, _, number in (line.rpartition(":") for line in path.read_text().split())]
-
-
-def killed_at(call, line):
-    """Run `call` in a process that is killed before `line`; whether it came that far."""
-
-    def die(found):
-        if found == line:
-            os._exit(KILLED)
-
-    code = in_a_child(lambda: watched(call, die))
-    assert code in (0, KILLED)
-    return code == KILLED
 
 
 @pytest.fixture
@@ -149,7 +91,7 @@ def test_a_receiver_killed_before_any_line_leaves_the_old_copy_or_the_new_one(sh
             install_offer(newcomer.offer.shard, newcomer.offer)
 
         if lines is None:
-            lines = lines_of(take, tmp_path / "lines")
+            lines = lines_of(take, tmp_path / "lines", traced=TRACED)
             assert len(lines) > 150
             # A part of them each time: all take a minute.
             lines = random.Random(seed).sample(lines, k=min(SAMPLE, len(lines)))
@@ -158,7 +100,7 @@ def test_a_receiver_killed_before_any_line_leaves_the_old_copy_or_the_new_one(sh
         line = lines[place]
         # A pass that finds all of it done cannot be killed there: the next line then.
         place += 1
-        if not killed_at(take, line):
+        if not killed_at(take, line, traced=TRACED):
             assert digests(shard) == newcomer.digests, line
             continue
         runtime.reset()

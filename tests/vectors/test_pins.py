@@ -158,7 +158,10 @@ def test_a_pinned_manifest_keeps_its_files_over_checkpoints(shard, batch):
         assert file_path(shard.head.uid, path).read_bytes() == data
     assert seqs()[0] == recorded.offer.seq + 1
     pins.pin_drop(shard.head.pk, "ship:1")
-    shard.checkpoint()
+    shard.merge()
+    for number in range(2):
+        write(shard, batch, 1, start=500 + number)
+        shard.checkpoint()
     assert not Manifest.objects.filter(number=recorded.offer.number).exists()
     assert not any(file_path(shard.head.uid, path).exists() for path in recorded.files)
 

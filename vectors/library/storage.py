@@ -29,6 +29,7 @@ NewIds = Callable[[int], Sequence[Id]]
 """Makes as many ids as it is asked for."""
 
 _PAGE_ROWS = 1000
+_RETRY_S = 0.5
 
 
 class StorageEngineInMemory:
@@ -121,7 +122,7 @@ class StorageEngineInMemory:
         if self._closed.is_set():
             return
         self._closed.set()
-        self._checkpoints.join()
+        self._checkpoints.end()
         from vectors.models import ShardHead
         from vectors.store.manifests import segment_directory
 
@@ -273,27 +274,54 @@ def _random_ids(count: int) -> Sequence[Id]:
 
 
 class _Checkpoints:
-    """The checkpoints of one shard copy, one at a time, each in a thread."""
+    """The checkpoints of one shard copy, one at a time, each in a thread, and the merges after them in another."""
 
     def __init__(self, label: str) -> None:
         self._label = label
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._merging: threading.Thread | None = None
+        self._again = threading.Event()
+        self._stop = threading.Event()
 
     def start(self, shard_uid: str) -> threading.Thread:
         """Start one unless one runs; return its thread."""
         with self._lock:
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(
-                    target=_run_checkpoint, args=(shard_uid,), name=f"checkpoint-{self._label}", daemon=True
+                    target=self._run, args=(shard_uid,), name=f"checkpoint-{self._label}", daemon=True
                 )
                 self._thread.start()
             return self._thread
 
-    def join(self) -> None:
-        """Wait for the one that runs, if any."""
-        if self._thread is not None:
-            self._thread.join()
+    def end(self) -> None:
+        """Begin no merge any more, and wait for what runs."""
+        self._stop.set()
+        for thread in (self._thread, self._merging):
+            if thread is not None:
+                thread.join()
+
+    def _run(self, shard_uid: str) -> None:
+        _run_checkpoint(shard_uid)
+        with self._lock:
+            self._again.set()
+            if not self._stop.is_set() and (self._merging is None or not self._merging.is_alive()):
+                self._merging = threading.Thread(
+                    target=self._merge, args=(shard_uid,), name=f"merge-{self._label}", daemon=True
+                )
+                self._merging.start()
+
+    def _merge(self, shard_uid: str) -> None:
+        while True:
+            with self._lock:
+                if self._stop.is_set() or not self._again.is_set():
+                    self._merging = None
+                    return
+                self._again.clear()
+            if not _run_merges(shard_uid, self._stop):
+                # Those of another engine of this program are at work.
+                self._again.set()
+                self._stop.wait(_RETRY_S)
 
 
 def vector_of(record: Record) -> Vector:
@@ -313,5 +341,21 @@ def _run_checkpoint(shard_uid: str) -> None:
     except MLVectorDBError as error:
         # The tail goes on growing; the next write that finds it too long asks again.
         logger.warning("checkpoint_failed shard=%s reason=%s", shard_uid, error.message)
+    finally:
+        connection.close()
+
+
+def _run_merges(shard_uid: str, stop: threading.Event) -> bool:
+    """Merge and index what is to be; return whether it was this program's turn."""
+    from django.db import connection
+
+    from vectors.store.merging import merge_run
+
+    try:
+        return merge_run(shard_uid, owner=f"library:{os.getpid()}", stop=stop.is_set) is not None
+    except MLVectorDBError as error:
+        # The segments go on as they are; the next checkpoint asks again.
+        logger.warning("merge_failed shard=%s reason=%s", shard_uid, error.message)
+        return True
     finally:
         connection.close()

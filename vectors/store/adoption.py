@@ -17,6 +17,7 @@ from vectors.engine.operations import NamespaceDrop, NamespacePut, encode
 from vectors.errors import Conflict
 from vectors.models import Namespace
 from vectors.namespace_uids import is_later
+from vectors.recall.requests import target_changed
 from vectors.store.log import OpenLog
 from vectors.store.namespace_rows import namespace_ended
 
@@ -40,6 +41,7 @@ def namespace_adopt(open_log: OpenLog, spec: NamespaceSpec, *, changes: bool = F
             )
         if not changes or (row.recall_target, row.picture) == (spec.recall_target, spec.picture):
             return True
+        before = row.recall_target
     else:
         for other in Namespace.objects.filter(shard_id=shard_id, name=spec.name, dropped_at__isnull=True):
             is_newer = is_later(spec.uid, other.uid)
@@ -51,9 +53,11 @@ def namespace_adopt(open_log: OpenLog, spec: NamespaceSpec, *, changes: bool = F
             if not is_newer:
                 return False
             _end(open_log, other)
+        before = spec.recall_target
         row = Namespace(shard_id=shard_id, uid=spec.uid, name=spec.name, dimension=spec.dimension, metric=spec.metric)
     row.recall_target, row.picture = spec.recall_target, spec.picture
     row.save()
+    target_changed(row, before=before)
     put = NamespacePut(row.name, row.dimension, row.metric, row.recall_target, row.picture)
     payload = encode(put)
     open_log.add(row.uid, put.kind, put.rows, payload, zlib.crc32(payload))

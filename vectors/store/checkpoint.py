@@ -1,46 +1,69 @@
-"""Checkpoints: turn the tail of a shard into segments, merge small segments, prune the log.
+"""Checkpoints: turn the tail of a shard into a segment for each namespace, prune the log.
 
-Preconditions: the maintenance lease. Steps, each safe to lose to a crash:
+Quick, so that tails stay short: segments are merged and indexed by `merging`, beside checkpoints and searches.
+
+Preconditions: the checkpoint lease. Steps, each safe to lose to a crash:
 1. open the shard from its manifest and replay the tail: the state up to seq S;
-2. write a segment of the tail's living rows, merged with older segments where size tiers ask for it, and a file of
-   deletions for every other segment that lost rows: new names, fsynced, so that no reader sees them yet;
+2. write a segment of the tail's living rows, and a file of deletions for every older segment that lost rows: new names,
+   fsynced, so that no reader sees them yet;
 3. in one transaction check lease, manifest and incarnation, add the manifest of S and point the head at it;
 4. remove log entries up to S, little by little, and files that neither this manifest nor the one before lists, as
    far as no pin holds them.
 Afterwards every process notices the new manifest, maps it and drops the part of its tail that it covers.
+
+A segment stays listed also when all of its rows are deleted: only a merge or a full sync takes segments from a
+manifest, so a merge that finds its sources listed knows where each of their rows is.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
-import numpy as np
 from django.conf import settings
 from django.db import transaction
 from django.db.models import F
 
 from vectors.engine.namespace import NamespaceEngine
-from vectors.engine.parts import FrozenPart, Part
-from vectors.errors import LeaseLost, ShardDamaged
+from vectors.engine.parts import FrozenPart
+from vectors.errors import CorruptSegment, LeaseLost, ShardDamaged
 from vectors.models import Manifest, ShardHead
 from vectors.store import leases, recovery
 from vectors.store.cleaning import clean
 from vectors.store.faults import storage_faults
-from vectors.store.manifests import ManifestRecord, NamespaceRecord, document_crc32, segment_directory
-from vectors.store.segment_files import SegmentRecord, write_deleted, write_segment
+from vectors.store.manifests import (
+    ManifestRecord,
+    NamespaceRecord,
+    document_crc32,
+    read_manifest,
+    segment_directory,
+)
+from vectors.store.merge_plan import Tiers
+from vectors.store.row_order import RowOrder
+from vectors.store.segment_files import CheckedFiles, SegmentRecord
+from vectors.store.segment_writing import write_deleted, write_segment
 
 logger = logging.getLogger(__name__)
 
-_SMALLEST_TIER_BYTES = 4 * 1024 * 1024
-_DEAD_SHARE = 0.3
+_checked = CheckedFiles()
+_REST_S = 1.0
+_MOST_SEGMENTS = 128
 
-# Shard → the manifest its tail was seen behind, and since when.
-_tails_seen: dict[int, tuple[int, float]] = {}
+
+class _Tail(NamedTuple):
+    """A tail behind `covered` as this process has seen it since `since`, and its last entry since `still_since`."""
+
+    covered: int
+    since: float
+    last_seq: int
+    still_since: float
+
+
+_tails_seen: dict[int, _Tail] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +80,11 @@ class CheckpointResult:
 
 
 def checkpoint_due(head: ShardHead, *, patience: float = 1.0) -> bool:
-    """Whether a shard's tail is over the soft limit, or old enough for a checkpoint of any size.
+    """Whether a shard's tail is over the soft limit, or beyond MLVDB_TAIL_REST_BYTES and at rest, or old enough for a
+    checkpoint of any size.
 
-    The age is what this process has seen of it on its monotonic clock: whoever looks again and again finds an old tail.
-    `patience` is how many times MLVDB_CHECKPOINT_INTERVAL_S it may be.
+    Age and rest are what this process has seen of it on its monotonic clock: whoever looks again and again finds an old
+    tail. `patience` is how many times MLVDB_CHECKPOINT_INTERVAL_S it may be.
     """
     if head.damage is not None or head.last_seq <= head.manifest_seq:
         _tails_seen.pop(head.pk, None)
@@ -68,15 +92,34 @@ def checkpoint_due(head: ShardHead, *, patience: float = 1.0) -> bool:
     if head.tail_bytes >= settings.MLVDB_TAIL_SOFT_BYTES:
         return True
     now = time.monotonic()
-    manifest, since = _tails_seen.setdefault(head.pk, (head.manifest, now))
-    if manifest != head.manifest:
-        _tails_seen[head.pk] = (head.manifest, now)
+    tail = _tails_seen.get(head.pk)
+    if tail is None or tail.covered != head.manifest_seq:
+        tail = _Tail(head.manifest_seq, now, head.last_seq, now)
+    elif tail.last_seq != head.last_seq:
+        tail = tail._replace(last_seq=head.last_seq, still_since=now)
+    _tails_seen[head.pk] = tail
+    if head.tail_bytes > settings.MLVDB_TAIL_REST_BYTES and now - tail.still_since >= patience * _REST_S:
+        return True
+    return now - tail.since >= patience * settings.MLVDB_CHECKPOINT_INTERVAL_S
+
+
+def is_crowded(head: ShardHead) -> bool:
+    """Whether a namespace has so many segments that merges have to come first: each takes descriptors and time.
+
+    Then the tail grows to its hard limit, and writers are told to wait, until merges have caught up.
+    """
+    try:
+        manifest = read_manifest(head.pk, head.manifest)
+    except (CorruptSegment, Manifest.DoesNotExist):
         return False
-    return now - since >= patience * settings.MLVDB_CHECKPOINT_INTERVAL_S
+    tiers = Tiers(settings.MLVDB_SEGMENT_TIER, settings.MLVDB_SEGMENT_MAX_BYTES)
+    spaces = [record.segments for record in manifest.namespaces.values()]
+    return any(len(segments) >= _MOST_SEGMENTS and tiers.to_merge(segments) for segments in spaces)
 
 
 def checkpoint_run(shard_uid: str, *, owner: str) -> CheckpointResult | None:
-    """Checkpoint one shard now; None when another process holds the lease or there is nothing to write.
+    """Checkpoint one shard now; None when another process holds the lease, there is nothing to write, or merges have
+    to come first.
 
     Raise ShardDamaged for a shard with damage, WrongNode, StorageFull and the like; then the shard is as before.
     """
@@ -84,6 +127,9 @@ def checkpoint_run(shard_uid: str, *, owner: str) -> CheckpointResult | None:
     recovery.check_node(head.pk)
     if head.damage is not None:
         raise ShardDamaged(f"shard {head.label} has lost data; its tail is kept as it is", detail=head.damage)
+    if is_crowded(head):
+        logger.warning("checkpoint_waits_for_merges shard=%s tail_bytes=%d", head.label, head.tail_bytes)
+        return None
     lease = leases.take_lease(leases.checkpoint_lease(head.pk), owner)
     if lease is None:
         return None
@@ -93,7 +139,7 @@ def checkpoint_run(shard_uid: str, *, owner: str) -> CheckpointResult | None:
 
 def _run(head: ShardHead, lease: leases.Lease) -> CheckpointResult | None:
     started = time.monotonic()
-    opened = recovery.open_shard(head.pk)
+    opened = recovery.open_shard(head.pk, checked=_checked)
     if opened.damage:
         raise ShardDamaged(f"shard {head.label} has lost data; its tail is kept as it is", detail=opened.damage)
     if opened.engine.seq == opened.manifest.seq:
@@ -102,17 +148,23 @@ def _run(head: ShardHead, lease: leases.Lease) -> CheckpointResult | None:
     writer = _Writer(opened, lease.token)
     try:
         manifest = writer.write()
-        _commit(head, opened, manifest, lease)
     except BaseException:
         writer.discard()
         raise
+    rows_written = sum(record.rows for _, record in writer.written)
+    try:
+        _commit(head, opened, manifest, lease, rows_written)
+    except LeaseLost:
+        writer.discard()
+        raise
+    # What else may fail says nothing of whether it was committed: then the files stay for the next cleaner to judge.
     clean(head, manifest, lease)
     result = CheckpointResult(
         shard=head.label,
         seq=manifest.seq,
         manifest=manifest.number,
         segments_written=len(writer.written),
-        rows_written=sum(record.rows for _, record in writer.written),
+        rows_written=rows_written,
         bytes_written=sum(record.size_bytes for _, record in writer.written),
         took_s=time.monotonic() - started,
     )
@@ -156,17 +208,17 @@ class _Writer:
     def _write_namespace(
         self, namespace: NamespaceEngine, records: dict[str, SegmentRecord]
     ) -> Sequence[SegmentRecord]:
-        merging = _choose_merge(namespace)
-        kept = [
-            self._with_deletions(namespace, part, records[part.uid])
-            for part in namespace.frozen
-            if part not in merging and part.alive
-        ]
-        sources: list[Part] = [*merging, *namespace.tail]
-        rows = _rows_in_key_order(sources)
-        if rows:
+        kept = [self._with_deletions(namespace, part, records[part.uid]) for part in namespace.frozen]
+        rows = RowOrder(namespace.tail)
+        if len(rows):
             directory = segment_directory(self._opened.head.uid, namespace.spec.uid)
-            record = write_segment(directory, rows=rows, dimension=namespace.spec.dimension, token=self._token)
+            record = write_segment(
+                directory,
+                rows=rows,
+                dimension=namespace.spec.dimension,
+                token=self._token,
+                with_columns=len(rows) >= settings.MLVDB_INDEX_MIN_ROWS,
+            )
             self.written.append((namespace.spec.uid, record))
             kept.append(record)
         return kept
@@ -176,46 +228,23 @@ class _Writer:
             return record
         directory = segment_directory(self._opened.head.uid, namespace.spec.uid) / record.uid
         name, stamp = write_deleted(directory, seq=self._opened.engine.seq, deleted=~part.living, token=self._token)
-        return SegmentRecord(record.uid, record.rows, record.dimension, record.files, name, stamp, part.dead)
+        return replace(record, deleted=name, deleted_stamp=stamp, deleted_rows=part.dead)
 
 
-def _choose_merge(namespace: NamespaceEngine) -> list[FrozenPart]:
-    """Return the segments to merge with the tail: full size tiers from the smallest up, and those with many dead rows.
-
-    Tiers grow by MLVDB_SEGMENT_TIER, so a row is rewritten about log(n) times and a tier holds fewer segments than
-    that.
-    """
-    factor = settings.MLVDB_SEGMENT_TIER
-    row_bytes = 4 * namespace.spec.dimension + 64
-
-    def tier(size: int) -> int:
-        return 0 if size <= _SMALLEST_TIER_BYTES else math.floor(math.log(size / _SMALLEST_TIER_BYTES, factor)) + 1
-
-    small = [part for part in namespace.frozen if part.alive * row_bytes <= settings.MLVDB_SEGMENT_MAX_BYTES]
-    merging = [part for part in small if part.dead > _DEAD_SHARE * part.rows]
-    size = namespace.tail_alive * row_bytes + sum(part.alive * row_bytes for part in merging)
-    while size:
-        same = [part for part in small if part not in merging and tier(part.alive * row_bytes) <= tier(size)]
-        if len(same) + 1 < factor:
-            break
-        merging.extend(same)
-        size += sum(part.alive * row_bytes for part in same)
-    return merging
-
-
-def _rows_in_key_order(parts: Sequence[Part]) -> list[tuple[Part, int]]:
-    rows = [(part.keys[row], part, row) for part in parts for row in np.flatnonzero(part.living).tolist()]
-    rows.sort(key=lambda item: item[0])
-    return [(part, row) for _, part, row in rows]
-
-
-def _commit(head: ShardHead, opened: recovery.OpenShard, manifest: ManifestRecord, lease: leases.Lease) -> None:
+def _commit(
+    head: ShardHead, opened: recovery.OpenShard, manifest: ManifestRecord, lease: leases.Lease, rows_written: int
+) -> None:
     document = manifest.to_document()
     with transaction.atomic(durable=True):
         lease.check()
         moved = ShardHead.objects.filter(
             pk=head.pk, manifest=opened.manifest.number, incarnation=opened.head.incarnation
-        ).update(manifest=manifest.number, manifest_seq=manifest.seq, tail_bytes=F("tail_bytes") - opened.log_bytes)
+        ).update(
+            manifest=manifest.number,
+            manifest_seq=manifest.seq,
+            tail_bytes=F("tail_bytes") - opened.log_bytes,
+            rows_flushed=F("rows_flushed") + rows_written,
+        )
         if not moved:
             raise LeaseLost(f"shard {head.label} changed under its checkpoint")
         Manifest.objects.create(

@@ -2,7 +2,8 @@
 
 Pins hold entries and manifests back. Every step checks the lease in its own transaction, since whoever took it over
 may have filled the log anew; files are removed only where a lease before this one wrote them, since what a successor
-has written is not listed yet. Changes of slots that held only before the oldest entry and manifest left go with them.
+has written is not listed yet, and of merges only what those wrote that are over (`leases.tokens_over`). Changes of
+slots that held only before the oldest entry and manifest left go with them.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from vectors.store.statements import every, one
 
 logger = logging.getLogger(__name__)
 
-_MANIFESTS_KEPT = 2
+_CHECKPOINTS_KEPT = 2
+_MOST_MANIFESTS_KEPT = 8
 _OLDEST_SIZES = (
     "SELECT seq, length(payload) FROM vectors_logentry WHERE shard_id = %s AND seq <= %s ORDER BY seq LIMIT 1000"
 )
@@ -39,8 +41,9 @@ _DELETE = "DELETE FROM vectors_logentry WHERE shard_id = %s AND seq <= %s"
 def clean(head: ShardHead, manifest: ManifestRecord, lease: leases.Lease) -> None:
     """Remove what neither pins nor the newest manifests up to `manifest` need.
 
-    The manifest before this one is kept, since a process may be opening it now. Stops where the lease is lost: its new
-    holder cleans up.
+    What a manifest lists is kept until two checkpoints later, since a process may be opening it now, or a person
+    copying its files; merges and indexes in between count only where there are many. Stops where the lease is lost: its
+    new holder cleans up.
     """
     try:
         prune_log(head.pk, manifest.seq, lease)
@@ -48,22 +51,24 @@ def clean(head: ShardHead, manifest: ManifestRecord, lease: leases.Lease) -> Non
             # A pin is set under the head's lock: what is not pinned now will not be.
             ShardHead.objects.select_for_update().get(pk=head.pk)
             lease.check()
-            older = Manifest.objects.filter(shard_id=head.pk, number__lte=manifest.number - _MANIFESTS_KEPT)
+            older = Manifest.objects.filter(shard_id=head.pk, number__lt=_oldest_kept(head.pk, manifest.number))
             older.exclude(number__in=pins_floor(head.pk).manifests).delete()
             slots_prune(head.pk, _oldest_asked(head.pk))
     except LeaseLost:
         logger.info("cleaning_left_to_another shard=%s manifest=%d", head.label, manifest.number)
         return
+    is_over = leases.tokens_over(head.pk, lease)
     listed: dict[str, dict[str, set[str]]] = {}
     for number in Manifest.objects.filter(shard_id=head.pk).values_list("number", flat=True):
         for uid, record in read_manifest(head.pk, number).namespaces.items():
             segments = listed.setdefault(uid, {})
             for segment in record.segments:
-                segments.setdefault(segment.uid, set()).add(segment.deleted or "")
+                beside = {segment.deleted, None if segment.index is None else segment.index.name}
+                segments.setdefault(segment.uid, set()).update(name for name in beside if name is not None)
     root = segment_directory(head.uid, "").resolve()
     if root.is_dir():
         for directory in root.iterdir():
-            remove_unlisted(directory, keep=listed.get(directory.name, {}), below=lease.token)
+            remove_unlisted(directory, keep=listed.get(directory.name, {}), is_over=is_over)
     staging.clear_unneeded(head)
 
 
@@ -88,6 +93,18 @@ def prune_log(shard_id: int, through: int, lease: leases.Lease) -> None:
         with writers_in_line(), transaction.atomic(durable=True):
             lease.check()
             one(_DELETE, (shard_id, last))
+
+
+def _oldest_kept(shard_id: int, newest: int) -> int:
+    """Return the number of the oldest manifest that is kept whether it is pinned or not."""
+    rows = Manifest.objects.filter(shard_id=shard_id, number__lte=newest).order_by("-number")
+    checkpoints, oldest = 0, newest
+    for number, origin in rows.values_list("number", "origin")[:_MOST_MANIFESTS_KEPT]:
+        oldest = number
+        checkpoints += origin in (Manifest.Origin.CHECKPOINT, Manifest.Origin.INSTALL)
+        if checkpoints == _CHECKPOINTS_KEPT:
+            break
+    return oldest
 
 
 def _oldest_asked(shard_id: int) -> int:

@@ -89,7 +89,8 @@ def shard_drop(uid: str) -> None:
             copy = ShardHead.objects.select_for_update().filter(uid=uid).first()
             if copy is not None:
                 # Those that name it by its id: a database may give the id to the next copy.
-                Lease.objects.filter(name=leases.checkpoint_lease(copy.pk)).delete()
+                names = (leases.checkpoint_lease(copy.pk), leases.merge_lease(copy.pk))
+                Lease.objects.filter(name__in=names).delete()
                 copy.delete()
                 logger.warning("shard_dropped shard=%s uid=%s", copy.label, uid)
         _remove_files_of_the_gone()

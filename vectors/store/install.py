@@ -15,6 +15,7 @@ manifest lists go with the next clean-up, and the next attempt begins with the s
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import logging
 import os
@@ -35,15 +36,17 @@ from vectors.store.leases import Lease, checkpoint_lease, seize_lease
 from vectors.store.log import Position
 from vectors.store.manifests import ManifestRecord, NamespaceRecord, document_crc32, segment_directory
 from vectors.store.namespace_rows import namespaces_at, namespaces_rebuild
-from vectors.store.offer import SyncOffer, stamps_of
+from vectors.store.offer import SyncOffer
 from vectors.store.reconcile import Kept, check_offer, check_role, kept_entries
 from vectors.store.segment_files import (
     BUILDING,
     SegmentRecord,
     deleted_name,
+    index_name,
     link_or_copy,
     make_directories,
     segment_uid,
+    stamps_of,
     sync_directory,
 )
 from vectors.store.segments_aside import segments_set_aside
@@ -132,16 +135,23 @@ def _place(offer: SyncOffer, token: int, *, number: int) -> ManifestRecord:
 
 def _place_segment(parent: Path, staged: Path, segment: SegmentRecord, token: int) -> SegmentRecord:
     uid = segment_uid(token)
-    deleted = None if segment.deleted is None else deleted_name(int(segment.deleted.split(".")[1]), token)
+    placed = dataclasses.replace(segment, uid=uid)
+    # What the sender's tokens say of files is nothing to the cleaners here: such files get names of this lease.
+    renamed: dict[str, str] = {}
+    if segment.deleted is not None:
+        renamed[segment.deleted] = deleted_name(int(segment.deleted.split(".")[1]), token)
+        placed = dataclasses.replace(placed, deleted=renamed[segment.deleted])
+    if segment.index is not None:
+        renamed[segment.index.name] = index_name(int(segment.index.name.split(".")[1]), token)
+        index = dataclasses.replace(segment.index, name=renamed[segment.index.name])
+        placed = dataclasses.replace(placed, index=index)
     building = parent / f"{BUILDING}{uid}"
     make_directories(building)
     for name in stamps_of(segment):
-        link_or_copy(staged / name, building / (deleted if deleted is not None and name == segment.deleted else name))
+        link_or_copy(staged / name, building / renamed.get(name, name))
     sync_directory(building)
     building.rename(parent / uid)
-    return SegmentRecord(
-        uid, segment.rows, segment.dimension, segment.files, deleted, segment.deleted_stamp, segment.deleted_rows
-    )
+    return placed
 
 
 def _switch(shard_id: int, offer: SyncOffer, manifest: ManifestRecord, lease: Lease) -> Installed:
@@ -200,6 +210,7 @@ def _commit(seen: log.Head, kept: Kept, offer: SyncOffer, manifest: ManifestReco
             term=manifest.term,
             document=document,
             crc32=document_crc32(document),
+            origin=Manifest.Origin.INSTALL,
         )
         Pin.objects.filter(shard_id=shard_id).delete()
         ShardHead.objects.filter(pk=shard_id).update(
@@ -210,6 +221,7 @@ def _commit(seen: log.Head, kept: Kept, offer: SyncOffer, manifest: ManifestReco
             tail_bytes=kept.tail_bytes,
             incarnation=F("incarnation") + 1,
             damage=None,
+            index_faults={},
             **_promise(head, offer),
         )
     return position

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import NamedTuple
 
@@ -21,6 +22,8 @@ from vectors.errors import LeaseLost
 from vectors.models import Lease as LeaseRow
 
 logger = logging.getLogger(__name__)
+
+_MERGES = 1 << 31
 
 
 class _Seen(NamedTuple):
@@ -74,6 +77,31 @@ class Lease:
 def checkpoint_lease(shard_id: int) -> str:
     """Return the name of the lease under which a shard's manifest and segment files are changed."""
     return f"checkpoint:{shard_id}"
+
+
+def merge_lease(shard_id: int) -> str:
+    """Return the name of the lease under which a shard's segments are merged and indexed."""
+    return f"merge:{shard_id}"
+
+
+def merge_token(lease: Lease) -> int:
+    """Return the token that files written under a merge lease carry: of a range apart from that of checkpoints."""
+    return _MERGES + lease.token
+
+
+def tokens_over(shard_id: int, lease: Lease) -> Callable[[int], bool]:
+    """Return which tokens in the names of files are of leases that are no longer at work.
+
+    Asked by the holder of the checkpoint lease *before* it reads what manifests list: a merge that ends later than this
+    is taken to be at work, and of one that has ended the manifest can be read.
+    """
+    row = LeaseRow.objects.filter(name=merge_lease(shard_id)).first()
+    merges = 0 if row is None else row.token if not row.owner else row.token - 1
+
+    def is_over(token: int) -> bool:
+        return token < lease.token if token < _MERGES else token - _MERGES <= merges
+
+    return is_over
 
 
 def take_lease(name: str, owner: str) -> Lease | None:

@@ -15,6 +15,7 @@ from vectors.engine.namespace import NamespaceSpec
 from vectors.engine.operations import Kind, NamespaceDrop, NamespacePut, Operation
 from vectors.errors import CorruptRecord
 from vectors.models import LogEntry, Namespace
+from vectors.recall.requests import target_changed
 from vectors.store.log import Entry
 
 _CHANGES = (Kind.NAMESPACE_PUT, Kind.NAMESPACE_DROP)
@@ -111,7 +112,9 @@ def _spec_of(row: Namespace) -> NamespaceSpec:
 
 
 def _write(shard_id: int, row: Namespace | None, spec: NamespaceSpec) -> None:
+    before = spec.recall_target if row is None else row.recall_target
     row = row or Namespace(shard_id=shard_id, uid=spec.uid)
     row.name, row.dimension, row.metric = spec.name, spec.dimension, spec.metric
     row.recall_target, row.picture, row.dropped_at = spec.recall_target, spec.picture, None
     row.save()
+    target_changed(row, before=before)

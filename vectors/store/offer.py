@@ -14,17 +14,21 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import orjson
+
 from vectors.engine.distances import METRICS
 from vectors.engine.slots import SlotSet
 from vectors.errors import InvalidInput, LogGap, ShardDamaged
 from vectors.names import checked_namespace
 from vectors.store import log, pins
+from vectors.store.column_files import without_bad_columns
 from vectors.store.faults import storage_faults
+from vectors.store.index_files import without_bad_index
 from vectors.store.leases import Lease
 from vectors.store.log import Position
 from vectors.store.manifests import FORMAT as MANIFEST_FORMAT
-from vectors.store.manifests import ManifestRecord, read_manifest, segment_directory
-from vectors.store.segment_files import FILE_NAMES, FileStamp, SegmentRecord
+from vectors.store.manifests import ManifestRecord, NamespaceRecord, read_manifest, segment_directory
+from vectors.store.segment_files import FILE_NAMES, FileStamp, SegmentRecord, stamps_of
 from vectors.store.slot_rows import SlotsChange, slots_at
 from vectors.store.terms import TermStart, read_terms, term_at
 
@@ -37,6 +41,9 @@ _NAMESPACE_UID = re.compile(r"[0-9A-Za-z_-]{1,32}")
 _SEGMENT_UID = re.compile(r"[0-9a-f]{32}")
 _FILE_NAME = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)+")
 _DELETED_NAME = re.compile(r"deleted\.[0-9]{1,19}\.[0-9a-f]{1,16}\.npy")
+_INDEX_NAME = re.compile(r"index\.[0-9]{1,19}\.[0-9a-f]{1,16}\.bin")
+# What a sender says of an index is shown and carried on, and not looked into.
+_MOST_SAID_BYTES = 4096
 
 
 class Fence(NamedTuple):
@@ -162,13 +169,6 @@ class SyncOffer:
         return offer
 
 
-def stamps_of(segment: SegmentRecord) -> Mapping[str, FileStamp]:
-    """Return size and checksum of a segment's files by name, its file of deletions included."""
-    if segment.deleted is None or segment.deleted_stamp is None:
-        return segment.files
-    return {**segment.files, segment.deleted: segment.deleted_stamp}
-
-
 @storage_faults()
 def offer_make(shard_id: int, lease: Lease) -> SyncOffer:
     """Return an offer of the present manifest to whom the holder of `lease` sends.
@@ -189,7 +189,7 @@ def offer_make(shard_id: int, lease: Lease) -> SyncOffer:
             continue
         # A term that began since the head was read is no part of this history.
         terms = [start for start in read_terms(shard_id) if start.first_seq <= max(head.last_seq, 1)]
-        manifest = read_manifest(shard_id, head.manifest)
+        manifest = _without_bad_extras(head.uid, read_manifest(shard_id, head.manifest))
         slots = slots_at(shard_id, manifest.seq)
         return SyncOffer(head.uid, manifest, terms, head.position, lease.name, lease.token, slots)
     raise LogGap(f"checkpoints of shard copy {shard_id} overtook {_ATTEMPTS} attempts to offer it")
@@ -207,6 +207,20 @@ def checked_path(path: str) -> str:
     if not (_NAMESPACE_UID.fullmatch(uid) and _SEGMENT_UID.fullmatch(segment) and _FILE_NAME.fullmatch(name)):
         raise InvalidInput("this is no file of a segment", field="path")
     return path
+
+
+def _without_bad_extras(shard_uid: str, manifest: ManifestRecord) -> ManifestRecord:
+    """Return what a manifest lists without columns and indexes that are no good: a receiver would ask for them for
+    ever."""
+    namespaces = {}
+    for uid, record in manifest.namespaces.items():
+        directory = segment_directory(shard_uid, uid)
+        segments = [
+            without_bad_index(directory / segment.uid, without_bad_columns(directory / segment.uid, segment))
+            for segment in record.segments
+        ]
+        namespaces[uid] = NamespaceRecord(record.spec, segments)
+    return ManifestRecord(manifest.number, manifest.seq, manifest.term, namespaces)
 
 
 def _slots_of(part: Any) -> SlotsChange | None:
@@ -252,6 +266,19 @@ def _check_segment(segment: SegmentRecord, *, dimension: int) -> None:
         raise ValueError(f"files of segment {segment.uid}")
     if segment.deleted is not None and not _DELETED_NAME.fullmatch(segment.deleted):
         raise ValueError(f"deletions of segment {segment.uid}")
+    if segment.index is not None and not _INDEX_NAME.fullmatch(segment.index.name):
+        raise ValueError(f"index of segment {segment.uid}")
+    for said in (segment.unindexed, None if segment.index is None else segment.index.summary):
+        if said is not None and not _is_said_of_index(said):
+            raise ValueError(f"what is said of the index of segment {segment.uid}")
     for name, stamp in stamps_of(segment).items():
         if not _FILE_NAME.fullmatch(name) or not 0 < stamp.size < 1 << 63 or not 0 <= stamp.crc32 < 1 << 32:
             raise ValueError(f"file {name} of segment {segment.uid}")
+
+
+def _is_said_of_index(said: Any) -> bool:
+    """Whether it is of the form that planning and pages rely on."""
+    if not isinstance(said, Mapping) or len(orjson.dumps(said)) > _MOST_SAID_BYTES:
+        return False
+    numbers = (said.get("recall_target"), said.get("recall", 1.0))
+    return all(isinstance(number, int | float) and 0 <= number <= 1 for number in numbers)

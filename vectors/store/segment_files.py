@@ -9,10 +9,11 @@ A segment is a directory with one file per array:
     keys.bin, keys.u64.npy        ids as keys, packed, and their n + 1 offsets
     metadata.bin, metadata.u64.npy  compact JSON objects, packed, and their n + 1 offsets
     hashes.u64.npy, hash_rows.u32.npy  hashes of the keys in order, and the row of each
-    index/                        the search index of the segment, when it has one
+    columns.bin            columns of the metadata for filters, in segments of many rows
 
-Later deletions are a new `deleted.<seq>.<token>.npy` (one bit per row) that the manifest names. A directory appears
-under its name only when all its files are on disk. Small files are read, the others mapped.
+Later deletions are a new `deleted.<seq>.<token>.npy` (one bit per row) that the manifest names, and a search index is
+an `index.<manifest>.<token>.bin`. A directory appears under its name only when all its files are on disk. Small files
+are read, the others mapped.
 """
 
 from __future__ import annotations
@@ -23,19 +24,17 @@ import os
 import shutil
 import uuid
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-from numpy.lib import format as npy_format
 
-from vectors.engine import ids
 from vectors.engine.filters import ColumnBudget
-from vectors.engine.packed import PackedBytes, pack
-from vectors.engine.parts import FrozenPart, Part
+from vectors.engine.packed import PackedBytes
+from vectors.engine.parts import FrozenPart
 from vectors.errors import CorruptSegment
 
 FILE_NAMES = frozenset(
@@ -54,9 +53,12 @@ FILE_NAMES = frozenset(
 )
 """The files every segment has."""
 
-_CHUNK_ROWS = 8192
+COLUMNS_FILE = "columns.bin"
+"""The file that segments of many rows have too; filters are answered without it."""
+
 _READ_BYTES = 4 * 1024 * 1024
 _TOKEN_DIGITS = 8
+_MOST_CHECKED = 4096
 BUILDING = ".building-"
 """Begins the name of a segment's directory until all its files are in it."""
 # A mapping holds a file descriptor and one of the system's few map entries: small files are read instead.
@@ -74,8 +76,21 @@ class FileStamp:
 
 
 @dataclass(frozen=True, slots=True)
+class IndexRecord:
+    """What a manifest says of a segment's index: its file, and what its builder says of it, in JSON types."""
+
+    name: str
+    stamp: FileStamp
+    summary: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class SegmentRecord:
-    """What a manifest says of a segment. `deleted` names the file of deletions, None when there is none."""
+    """What a manifest says of a segment. `deleted` names the file of deletions, None when there is none.
+
+    `unindexed` says why there is no index although one was to be made: `recall_target`, which no setting reaches, and
+    `reason`.
+    """
 
     uid: str
     rows: int
@@ -84,16 +99,30 @@ class SegmentRecord:
     deleted: str | None = None
     deleted_stamp: FileStamp | None = None
     deleted_rows: int = 0
+    index: IndexRecord | None = None
+    unindexed: Mapping[str, Any] | None = None
+
+    @property
+    def alive(self) -> int:
+        """Rows that are not deleted."""
+        return self.rows - self.deleted_rows
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of its files."""
-        return sum(stamp.size for stamp in self.files.values())
+        """Bytes of its files, the index among them."""
+        size = sum(stamp.size for stamp in self.files.values())
+        return size if self.index is None else size + self.index.stamp.size
 
     def to_document(self) -> dict[str, Any]:
         """Return it as JSON types."""
-        stamp = self.deleted_stamp
+        stamp, index = self.deleted_stamp, self.index
+        indexing: dict[str, Any] = {}
+        if index is not None:
+            indexing["index"] = [index.name, index.stamp.size, index.stamp.crc32, dict(index.summary)]
+        if self.unindexed is not None:
+            indexing["unindexed"] = dict(self.unindexed)
         return {
+            **indexing,
             "uid": self.uid,
             "rows": self.rows,
             "dimension": self.dimension,
@@ -105,34 +134,26 @@ class SegmentRecord:
     def from_document(cls, document: Mapping[str, Any]) -> SegmentRecord:
         """Read `to_document`'s result."""
         files = {name: FileStamp(*stamp) for name, stamp in document["files"].items()}
-        deleted = document["deleted"]
-        if deleted is None:
-            return cls(document["uid"], document["rows"], document["dimension"], files)
-        name, size, crc32, rows = deleted
-        return cls(document["uid"], document["rows"], document["dimension"], files, name, FileStamp(size, crc32), rows)
+        record = cls(
+            document["uid"], document["rows"], document["dimension"], files, unindexed=document.get("unindexed")
+        )
+        if document["deleted"] is not None:
+            name, size, crc32, rows = document["deleted"]
+            record = replace(record, deleted=name, deleted_stamp=FileStamp(size, crc32), deleted_rows=rows)
+        if document.get("index") is not None:
+            name, size, crc32, summary = document["index"]
+            record = replace(record, index=IndexRecord(name, FileStamp(size, crc32), dict(summary)))
+        return record
 
 
-Rows = Sequence[tuple[Part, int]]
-
-
-def write_segment(parent: Path, *, rows: Rows, dimension: int, token: int) -> SegmentRecord:
-    """Write the `rows` (already in key order) as a new segment below `parent` and return its record.
-
-    The uid begins with the writer's lease token. On an error, a full disk say, nothing of it stays.
-    """
-    uid = segment_uid(token)
-    make_directories(parent)
-    building = parent / f"{BUILDING}{uid}"
-    building.mkdir()
-    try:
-        files = _write_files(building, rows, dimension)
-        sync_directory(building)
-        building.rename(parent / uid)
-        sync_directory(parent)
-    except BaseException:
-        shutil.rmtree(building, ignore_errors=True)
-        raise
-    return SegmentRecord(uid, len(rows), dimension, files)
+def stamps_of(segment: SegmentRecord) -> Mapping[str, FileStamp]:
+    """Return size and checksum of a segment's files by name, deletions and index included."""
+    stamps = dict(segment.files)
+    if segment.deleted is not None and segment.deleted_stamp is not None:
+        stamps[segment.deleted] = segment.deleted_stamp
+    if segment.index is not None:
+        stamps[segment.index.name] = segment.index.stamp
+    return stamps
 
 
 def segment_uid(token: int) -> str:
@@ -145,18 +166,33 @@ def deleted_name(seq: int, token: int) -> str:
     return f"deleted.{seq}.{token:x}.npy"
 
 
-def write_deleted(directory: Path, *, seq: int, deleted: np.ndarray, token: int) -> tuple[str, FileStamp]:
-    """Write the deletions (n,) bool of a segment as of `seq`; return the file's name and stamp."""
-    name = deleted_name(seq, token)
-    temporary = directory / f".{name}-{uuid.uuid4().hex}"
-    try:
-        stamp = _write_array(temporary, np.packbits(deleted))
-        temporary.rename(directory / name)
-        sync_directory(directory)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return name, stamp
+def index_name(number: int, token: int) -> str:
+    """Return the name of an index made for manifest `number`, which says under which lease it was written."""
+    return f"index.{number}.{token:x}.bin"
+
+
+class CheckedFiles:
+    """Files that this process has found to be what they should be: they never change, so once is enough.
+
+    For background work, which opens the same segments again and again and serves nobody from them.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[Path, tuple[int, int, int, FileStamp]] = {}
+
+    def check(self, path: Path, stamp: FileStamp) -> None:
+        """Raise CorruptSegment unless the file has, or had when it was last looked at, the size and checksum."""
+        try:
+            about = path.stat()
+            seen = (about.st_ino, about.st_mtime_ns, about.st_size, stamp)
+        except OSError:
+            seen = None
+        if seen is None or self._known.get(path) != seen:
+            check_file(path, stamp)
+            if len(self._known) >= _MOST_CHECKED:
+                self._known.clear()
+            if seen is not None:
+                self._known[path] = seen
 
 
 def open_segment(
@@ -165,28 +201,54 @@ def open_segment(
     *,
     budget: ColumnBudget | None = None,
     progress: Callable[[int], None] | None = None,
+    checked: CheckedFiles | None = None,
 ) -> FrozenPart:
-    """Map a segment, checking every file's size and checksum, which also brings it into memory.
+    """Map a segment without its index and columns, checking size and checksum of all other files.
 
-    `progress` is told the bytes as they are read. Raise CorruptSegment when a file is missing, short or altered.
+    That also brings them into memory.
+    `progress` is told the bytes as they are read. With `checked`, files that were checked before are not read again.
+    Raise CorruptSegment when a file is missing, short or altered.
     """
     for name, stamp in record.files.items():
-        check_file(directory / name, stamp, progress=progress)
-    deleted = None
-    if record.deleted is not None and record.deleted_stamp is not None:
-        check_file(directory / record.deleted, record.deleted_stamp, progress=progress)
+        if name == COLUMNS_FILE:
+            continue
+        if checked is None:
+            check_file(directory / name, stamp, progress=progress)
+        else:
+            checked.check(directory / name, stamp)
+    part = map_segment(directory, record, deleted=read_deleted(directory, record, progress=progress), budget=budget)
+    if checked is None:
+        _prefault(part.matrix)
+    return part
+
+
+def read_deleted(
+    directory: Path, record: SegmentRecord, *, progress: Callable[[int], None] | None = None
+) -> np.ndarray | None:
+    """Return which rows of a segment are deleted, (n,) bool, None for none of them. Raise CorruptSegment."""
+    if record.deleted is None or record.deleted_stamp is None:
+        return None
+    check_file(directory / record.deleted, record.deleted_stamp, progress=progress)
     try:
-        if record.deleted is not None:
-            bits = np.load(directory / record.deleted, allow_pickle=False)
-            deleted = np.unpackbits(bits, count=record.rows).astype(bool)
+        bits = np.load(directory / record.deleted, allow_pickle=False)
+        return np.unpackbits(bits, count=record.rows).astype(bool)
+    except (FileNotFoundError, ValueError, TypeError) as error:
+        raise CorruptSegment(f"segment {record.uid}: {error}", detail={"segment": record.uid}) from error
+
+
+def map_segment(
+    directory: Path, record: SegmentRecord, *, deleted: np.ndarray | None, budget: ColumnBudget | None = None
+) -> FrozenPart:
+    """Map a segment whose files are known to be right. Raise CorruptSegment when they are not."""
+    try:
         part = FrozenPart(
             uid=record.uid,
             matrix=_map_array(directory / "vectors.f32.npy"),
             squared_norms=_map_array(directory / "squared_norms.f64.npy"),
             slots=_map_array(directory / "slots.u16.npy"),
             seqs=_map_array(directory / "seqs.i64.npy"),
-            keys=PackedBytes(_map_bytes(directory / "keys.bin"), _map_array(directory / "keys.u64.npy")),
-            metadata=PackedBytes(_map_bytes(directory / "metadata.bin"), _map_array(directory / "metadata.u64.npy")),
+            keys=map_texts(directory, "keys"),
+            metadata=map_texts(directory, "metadata"),
             sorted_hashes=_map_array(directory / "hashes.u64.npy"),
             hash_rows=_map_array(directory / "hash_rows.u32.npy"),
             deleted=deleted,
@@ -196,8 +258,12 @@ def open_segment(
         raise CorruptSegment(f"segment {record.uid}: {error}", detail={"segment": record.uid}) from error
     if part.matrix.shape != (record.rows, record.dimension):
         raise CorruptSegment(f"segment {record.uid} has another shape", detail={"segment": record.uid})
-    _prefault(part.matrix)
     return part
+
+
+def map_texts(directory: Path, name: str) -> PackedBytes:
+    """Map the `keys` or the `metadata` of a segment. Raise FileNotFoundError or ValueError when they are not there."""
+    return PackedBytes(_map_bytes(directory / f"{name}.bin"), _map_array(directory / f"{name}.u64.npy"))
 
 
 def _prefault(matrix: np.ndarray) -> None:
@@ -232,12 +298,12 @@ def check_file(path: Path, stamp: FileStamp, *, progress: Callable[[int], None] 
         raise CorruptSegment(f"the checksum of {path.name} of segment {path.parent.name} is wrong", detail=where)
 
 
-def remove_unlisted(parent: Path, *, keep: Mapping[str, set[str]], below: int) -> int:
-    """Remove segments below `parent` and deletion files that `keep` ({segment uid: names of deletion files}) does not
-    list; return how many paths went.
+def remove_unlisted(parent: Path, *, keep: Mapping[str, set[str]], is_over: Callable[[int], bool]) -> int:
+    """Remove segments below `parent`, and files of deletions and indexes, that `keep` ({segment uid: names of such
+    files}) does not list; return how many paths went.
 
-    Only what a holder of a lease before `below` wrote: a cleaner that was overtaken while it slept leaves alone what
-    its successor has written and not yet listed.
+    Only what was written under a lease token that `is_over` says is no longer at work: a cleaner that was overtaken
+    while it slept leaves alone what its successor has written and not yet listed, and all of them what a merge writes.
     """
     removed = 0
     if not parent.is_dir():
@@ -245,13 +311,13 @@ def remove_unlisted(parent: Path, *, keep: Mapping[str, set[str]], below: int) -
     for directory in parent.iterdir():
         uid = directory.name.removeprefix(BUILDING)
         if uid not in keep or uid != directory.name:
-            if _token_of(uid[:_TOKEN_DIGITS]) < below:
+            if is_over(_token_of(uid[:_TOKEN_DIGITS])):
                 shutil.rmtree(directory, ignore_errors=True)
                 removed += 1
             continue
-        for path in directory.glob("*deleted.*"):
+        for path in [*directory.glob("*deleted.*"), *directory.glob("*index.*")]:
             token = _token_of(path.name.lstrip(".").split(".")[2])
-            if path.name not in keep[uid] and token < below:
+            if path.name not in keep[uid] and is_over(token):
                 path.unlink(missing_ok=True)
                 removed += 1
     with suppress(OSError):
@@ -306,116 +372,6 @@ def _token_of(text: str) -> int:
         return int(text, 16)
     except ValueError:
         return 0
-
-
-def _write_files(directory: Path, rows: Rows, dimension: int) -> dict[str, FileStamp]:
-    keys = [part.keys[row] for part, row in rows]
-    key_blob, key_offsets = pack(keys)
-    metadata_blob, metadata_offsets = pack([part.metadata[row] for part, row in rows])
-    hashes = ids.hashes_of(keys)
-    order = np.argsort(hashes, kind="stable")
-    columns = _Gathered(rows)
-    return {
-        "vectors.f32.npy": _write_rows(
-            directory / "vectors.f32.npy", columns.chunks("matrix"), shape=(len(rows), dimension), dtype="<f4"
-        ),
-        "squared_norms.f64.npy": _write_array(
-            directory / "squared_norms.f64.npy", columns.whole("squared_norms", "<f8")
-        ),
-        "slots.u16.npy": _write_array(directory / "slots.u16.npy", columns.whole("slots", "<u2")),
-        "seqs.i64.npy": _write_array(directory / "seqs.i64.npy", columns.whole("seqs", "<i8")),
-        "keys.bin": _write_bytes(directory / "keys.bin", key_blob),
-        "keys.u64.npy": _write_array(directory / "keys.u64.npy", key_offsets),
-        "metadata.bin": _write_bytes(directory / "metadata.bin", metadata_blob),
-        "metadata.u64.npy": _write_array(directory / "metadata.u64.npy", metadata_offsets),
-        "hashes.u64.npy": _write_array(directory / "hashes.u64.npy", hashes[order]),
-        "hash_rows.u32.npy": _write_array(directory / "hash_rows.u32.npy", order.astype("<u4")),
-    }
-
-
-class _Gathered:
-    """Columns of rows that lie scattered over parts, gathered part by part with numpy."""
-
-    def __init__(self, rows: Rows) -> None:
-        numbers: dict[int, int] = {}
-        self._parts: list[Part] = []
-        owners = np.empty(len(rows), dtype=np.int32)
-        self._rows = np.empty(len(rows), dtype=np.int64)
-        for position, (part, row) in enumerate(rows):
-            number = numbers.get(id(part))
-            if number is None:
-                number = numbers[id(part)] = len(self._parts)
-                self._parts.append(part)
-            owners[position], self._rows[position] = number, row
-        self._owners = owners
-
-    def chunks(self, column: str) -> Iterable[np.ndarray]:
-        """Yield the column's rows, `_CHUNK_ROWS` at a time."""
-        for start in range(0, len(self._rows), _CHUNK_ROWS):
-            yield self._gather(column, slice(start, start + _CHUNK_ROWS))
-
-    def whole(self, column: str, dtype: str) -> np.ndarray:
-        """Return the whole column."""
-        if not len(self._rows):
-            return np.empty(0, dtype=dtype)
-        return self._gather(column, slice(None)).astype(dtype, copy=False)
-
-    def _gather(self, column: str, where: slice) -> np.ndarray:
-        owners, rows = self._owners[where], self._rows[where]
-        first: np.ndarray = getattr(self._parts[owners[0]], column)
-        gathered = np.empty((len(rows), *first.shape[1:]), dtype=first.dtype)
-        for number in np.unique(owners):
-            chosen = owners == number
-            gathered[chosen] = getattr(self._parts[number], column)[rows[chosen]]
-        return gathered
-
-
-class _ChecksummedFile:
-    """A file being written whose size and checksum are taken on the way."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.size = self.crc32 = 0
-
-    def write(self, data: bytes | memoryview) -> int:
-        """Write all of `data`."""
-        self._file.write(data)
-        self.crc32 = zlib.crc32(data, self.crc32)
-        self.size += memoryview(data).nbytes
-        return memoryview(data).nbytes
-
-
-def _write(path: Path, write: Callable[[_ChecksummedFile], None]) -> FileStamp:
-    with path.open("xb") as file:
-        checked = _ChecksummedFile(file)
-        write(checked)
-        file.flush()
-        os.fsync(file.fileno())
-    return FileStamp(checked.size, checked.crc32)
-
-
-def _write_bytes(path: Path, blob: np.ndarray) -> FileStamp:
-    def write(file: _ChecksummedFile) -> None:
-        if blob.size:
-            file.write(blob.data)
-
-    return _write(path, write)
-
-
-def _write_array(path: Path, array: np.ndarray) -> FileStamp:
-    return _write_rows(path, [array], shape=array.shape, dtype=array.dtype.str)
-
-
-def _write_rows(path: Path, chunks: Iterable[np.ndarray], *, shape: tuple[int, ...], dtype: str) -> FileStamp:
-    def write(file: _ChecksummedFile) -> None:
-        header = {"descr": dtype, "fortran_order": False, "shape": shape}
-        npy_format.write_array_header_1_0(file, header)
-        for chunk in chunks:
-            data = np.ascontiguousarray(chunk, dtype=dtype)
-            if data.size:
-                file.write(data.data.cast("B"))
-
-    return _write(path, write)
 
 
 def _map_array(path: Path) -> np.ndarray:

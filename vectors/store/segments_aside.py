@@ -18,8 +18,7 @@ from vectors.models import Manifest
 from vectors.store.faults import storage_faults
 from vectors.store.log import Head
 from vectors.store.manifests import read_manifest, segment_directory
-from vectors.store.offer import stamps_of
-from vectors.store.segment_files import link_or_copy, make_directories, sync_directory
+from vectors.store.segment_files import link_or_copy, make_directories, stamps_of, sync_directory
 
 _MANIFEST = "manifest.json"
 

@@ -30,9 +30,9 @@ from vectors.store.faults import storage_faults
 from vectors.store.file_lock import file_locked
 from vectors.store.log import Position
 from vectors.store.manifests import read_manifest, segment_directory
-from vectors.store.offer import SyncOffer, stamps_of
+from vectors.store.offer import SyncOffer
 from vectors.store.partial_files import chunk_add, is_whole, partial_path, size_here
-from vectors.store.segment_files import FileStamp, check_file, link_or_copy, make_directories
+from vectors.store.segment_files import FileStamp, SegmentRecord, check_file, link_or_copy, make_directories, stamps_of
 
 logger = logging.getLogger(__name__)
 
@@ -210,10 +210,18 @@ def _reuse(shard_id: int, number: int, offer: SyncOffer, root: Path) -> None:
                 continue
             here = segment_directory(offer.shard, uid) / twin.uid
             for name, stamp in stamps_of(segment).items():
-                source = here / (twin.deleted if name == segment.deleted and twin.deleted is not None else name)
-                if name == segment.deleted and twin.deleted_stamp != stamp:
-                    continue
-                _reuse_file(source, stamp, root / uid / segment.uid / name)
+                known_as = _name_here(twin, segment, name)
+                if known_as is not None:
+                    _reuse_file(here / known_as, stamp, root / uid / segment.uid / name)
+
+
+def _name_here(twin: SegmentRecord, segment: SegmentRecord, name: str) -> str | None:
+    """Return how a file of an offered segment is called in one here with the same rows, None when it is not there."""
+    if name == segment.deleted:
+        return twin.deleted if twin.deleted_stamp == segment.deleted_stamp else None
+    if segment.index is not None and name == segment.index.name:
+        return twin.index.name if twin.index is not None and twin.index.stamp == segment.index.stamp else None
+    return name
 
 
 def _reuse_file(source: Path, stamp: FileStamp, target: Path) -> None:

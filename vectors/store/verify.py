@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass, field
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 from django.db.models import Sum
@@ -19,9 +20,11 @@ from vectors.engine.parts import FrozenPart
 from vectors.errors import CorruptRecord, CorruptSegment
 from vectors.models import LogEntry, Manifest, Namespace, ShardHead
 from vectors.store import log, recovery
+from vectors.store.column_files import columns_fault
+from vectors.store.index_files import open_index_of
 from vectors.store.log import START
 from vectors.store.manifests import read_manifest, segment_directory
-from vectors.store.segment_files import check_file
+from vectors.store.segment_files import COLUMNS_FILE, SegmentRecord, check_file, stamps_of
 from vectors.store.slot_rows import SlotsChange, slots_changes
 from vectors.store.terms import History, TermStart, read_terms, term_at
 
@@ -31,13 +34,17 @@ _ATTEMPTS = 4
 
 @dataclass(slots=True)
 class Verification:
-    """What was looked at, and what is wrong (empty when all is well). `digests`: rows and digest per namespace."""
+    """What was looked at, and what is wrong (empty when all is well). `digests`: rows and digest per namespace.
+
+    `notes` are of what costs time alone: indexes and columns that cannot be used.
+    """
 
     shard: str
     seq: int
     entries: int = 0
     files: int = 0
     findings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     digests: dict[str, tuple[int, str]] = field(default_factory=dict)
 
 
@@ -150,15 +157,33 @@ def _check_files(head: log.Head, result: Verification) -> Iterator[str]:
     for uid, record in manifest.namespaces.items():
         for segment in record.segments:
             directory = segment_directory(head.uid, uid) / segment.uid
-            stamps = dict(segment.files)
-            if segment.deleted is not None and segment.deleted_stamp is not None:
-                stamps[segment.deleted] = segment.deleted_stamp
-            for name, stamp in stamps.items():
+            for name, stamp in stamps_of(segment).items():
                 result.files += 1
+                if segment.index is not None and name == segment.index.name:
+                    result.notes.extend(_check_index(directory, segment, record.spec.name))
+                    continue
+                if name == COLUMNS_FILE:
+                    result.notes.extend(_check_columns(directory, segment, record.spec.name))
+                    continue
                 try:
                     check_file(directory / name, stamp)
                 except CorruptSegment as error:
                     yield f"namespace {record.spec.name}: {error.message}"
+
+
+def _check_index(directory: Path, segment: SegmentRecord, namespace: str) -> Iterator[str]:
+    _, fault = open_index_of(directory, segment)
+    if fault is not None:
+        yield (
+            f"namespace {namespace}: segment {segment.uid} is searched without its index: {fault.reason}"
+            + ("; the next merge makes it anew" if fault.is_of_file else "")
+        )
+
+
+def _check_columns(directory: Path, segment: SegmentRecord, namespace: str) -> Iterator[str]:
+    fault = columns_fault(directory, segment)
+    if fault is not None:
+        yield f"namespace {namespace}: segment {segment.uid} is filtered without its columns: {fault}"
 
 
 def _check_namespace(namespace: NamespaceEngine) -> Iterator[str]:

@@ -245,9 +245,12 @@ class DataDirPlace:
 
     def _checkpoint(self, shard_uid: str) -> None:
         from vectors.store.checkpoint import checkpoint_run
+        from vectors.store.merging import merge_run
 
         self._due = None
         checkpoint_run(shard_uid, owner=f"transfer:{os.getpid()}")
+        # Segments stay few; they are indexed by the node that will serve them.
+        merge_run(shard_uid, owner=f"transfer:{os.getpid()}", tiers_alone=True)
 
     def _checkpoint_all(self) -> None:
         from vectors.models import ShardHead
