@@ -6,7 +6,7 @@ import logging
 import re
 import uuid
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from django.conf import settings
 from django.db import IntegrityError
@@ -17,6 +17,7 @@ from vectors.engine.operations import Kind, NamespaceDrop, NamespacePut, encode
 from vectors.errors import Conflict, DimensionMismatch, InvalidInput, NamespaceNotFound, WrongNode
 from vectors.models import Namespace, ShardHead
 from vectors.names import checked_namespace
+from vectors.recall.requests import target_changed
 from vectors.store import log
 from vectors.store.faults import storage_faults
 from vectors.store.recovery import check_node
@@ -27,9 +28,11 @@ __all__ = [
     "checkpoint_request",
     "dimension_mismatch",
     "ensure_local_shard",
+    "merge_request",
     "namespace_drop",
     "namespace_ensure",
     "namespace_put",
+    "recall_measure_request",
 ]
 
 logger = logging.getLogger(__name__)
@@ -94,6 +97,7 @@ def namespace_put(
     with log.append_transaction(shard_id) as open_log:
         row = Namespace.objects.filter(shard_id=shard_id, name=name, dropped_at__isnull=True).first()
         created = row is None
+        target_before = None if row is None else row.recall_target
         if row is None:
             if dimension is None:
                 raise InvalidInput("a new namespace needs a dimension", field="dimension")
@@ -127,6 +131,8 @@ def namespace_put(
                 return row, False
         check_picture(row.picture, row.dimension)
         row.save()
+        if target_before is not None:
+            target_changed(row, before=target_before)
         put = NamespacePut(row.name, row.dimension, row.metric, row.recall_target, row.picture)
         payload = encode(put)
         open_log.add(row.uid, Kind.NAMESPACE_PUT, 0, payload, zlib.crc32(payload))
@@ -168,6 +174,20 @@ def checkpoint_request(shard_uid: str, *, if_due: bool = True) -> bool:
     from mlvdb_site.celery import publish
 
     return publish("vectors.tasks.checkpoint_shard" if if_due else "vectors.tasks.checkpoint_now", shard_uid)
+
+
+def recall_measure_request(shard_uid: str, namespace_uids: Collection[str]) -> bool:
+    """Ask Celery to measure the recall of some namespaces of a shard copy; return whether the broker took the knock."""
+    from mlvdb_site.celery import publish
+
+    return publish("vectors.tasks.recall_measure_now", shard_uid, sorted(namespace_uids))
+
+
+def merge_request(shard_uid: str) -> bool:
+    """Ask Celery to merge and index the segments of a shard; return whether the broker took the knock."""
+    from mlvdb_site.celery import publish
+
+    return publish("vectors.tasks.merge_shard", shard_uid)
 
 
 def check_picture(picture: str, dimension: int) -> None:

@@ -2,5 +2,5 @@
 
 from typing import Final
 
-PROTOCOL: Final = 2
+PROTOCOL: Final = 3
 """What nodes say to each other; only nodes of the same protocol form a cluster."""

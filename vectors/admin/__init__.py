@@ -1,5 +1,5 @@
-"""The admin of a node's data: namespaces with their vectors, and its shards, log, manifests and leases to look at."""
+"""The admin of a node's data: namespaces, vectors, recall, and shards, log, manifests and leases to look at."""
 
-from vectors.admin import namespaces, storage
+from vectors.admin import namespaces, recall, storage
 
-__all__ = ["namespaces", "storage"]
+__all__ = ["namespaces", "recall", "storage"]

@@ -26,14 +26,17 @@ from django.views.decorators.csrf import csrf_protect
 
 from vectors.admin.checkpoints import checkpoint_ask, damage_tell
 from vectors.admin.forms import NamespaceForm
+from vectors.admin.recall import measured_cell, measured_words, queries_words, recall_ask, wish_words
 from vectors.admin.vector_pages import vectors_page
 from vectors.errors import MLVectorDBError
 from vectors.models import Namespace
 from vectors.query_processor import WHAT_IS_THERE, NamespaceInfo, query_processor
+from vectors.recall.measures import newest_measures
 from vectors.selectors import namespaces_alive, shards_of
 
 _UNKNOWN = "–"
-_STATE = ("uid", "rows", "segments", "tail_rows", "size", "measured_recall", "created_at")
+_STATE = ("uid", "rows", "segments", "tail_rows", "size", "created_at")
+_RECALL = ("indexed_rows", "recall_known", "queries_kept", "tuned_anew")
 _REFUSAL = "_namespace_refusal"
 
 
@@ -67,7 +70,7 @@ class NamespaceAdmin(admin.ModelAdmin):
         "created",
     )
     search_fields = ("name",)
-    actions = ("checkpoint",)
+    actions = ("checkpoint", "measure_recall")
 
     class Media:
         css = {"all": ("vectors/admin.css",)}
@@ -120,7 +123,28 @@ class NamespaceAdmin(admin.ModelAdmin):
         info = _info(namespace)
         if info is None:
             return _UNKNOWN
-        return "exact" if info.measured_recall is None else f"{info.measured_recall:.3f}"
+        return measured_cell(info, namespace.measure)  # type: ignore[attr-defined]
+
+    @admin.display(description="rows with an index")
+    def indexed_rows(self, namespace: Namespace) -> str:
+        """Return the number of rows that are searched by index."""
+        info = _info(namespace)
+        return _UNKNOWN if info is None else f"{info.indexed_rows:,} of {info.count:,}"
+
+    @admin.display(description="measured recall")
+    def recall_known(self, namespace: Namespace) -> str:
+        """Return what the index finds, from what that is known, and since when."""
+        return measured_words(namespace, _info(namespace), namespace.measure)  # type: ignore[attr-defined]
+
+    @admin.display(description="recent queries kept")
+    def queries_kept(self, namespace: Namespace) -> str:
+        """Return what the next measure and the next index have to go by."""
+        return queries_words(namespace)
+
+    @admin.display(description="to be tuned anew")
+    def tuned_anew(self, namespace: Namespace) -> str:
+        """Return whether the next merge makes the indexes anew, and why."""
+        return wish_words(namespace)
 
     @admin.display(description="created", ordering="created_at")
     def created(self, namespace: Namespace) -> str:
@@ -148,11 +172,13 @@ class NamespaceAdmin(admin.ModelAdmin):
     def get_fieldsets(self, request: HttpRequest, obj: Namespace | None = None) -> Any:
         """Ask for the attributes; show the state of a namespace that is there."""
         attributes = (None, {"fields": ("name", "dimension", "metric", "recall_target", "picture")})
-        return (attributes,) if obj is None else (attributes, ("State", {"fields": _STATE}))
+        if obj is None:
+            return (attributes,)
+        return (attributes, ("State", {"fields": _STATE}), ("Recall", {"fields": _RECALL}))
 
     def get_readonly_fields(self, request: HttpRequest, obj: Namespace | None = None) -> tuple[str, ...]:
         """Name, dimension and metric are fixed once a namespace exists."""
-        return () if obj is None else ("name", "dimension", "metric", *_STATE)
+        return () if obj is None else ("name", "dimension", "metric", *_STATE, *_RECALL)
 
     def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:
         """Return the form, with the refusal of the service when there was one to this very request."""
@@ -251,6 +277,14 @@ class NamespaceAdmin(admin.ModelAdmin):
             if namespace.shard_id in asked:
                 self.log_change(request, namespace, "Asked for a checkpoint.")
 
+    @admin.action(description="Measure recall now", permissions=["change"])
+    def measure_recall(self, request: HttpRequest, queryset: QuerySet[Namespace]) -> None:
+        """Ask for a measure of the namespaces that have an index."""
+        namespaces = list(queryset.select_related("shard"))
+        _inform(request, namespaces)
+        for namespace in recall_ask(request, [(row, _info(row)) for row in namespaces]):
+            self.log_change(request, namespace, "Asked for a measure of its recall.")
+
     # The page of vectors.
 
     def get_urls(self) -> list[URLPattern]:
@@ -290,7 +324,9 @@ def _counted(rows: int) -> str:
 
 
 def _inform(request: HttpRequest, namespaces: Iterable[Namespace]) -> None:
-    """Give each namespace its `info`; None, and a message, while the engine cannot tell."""
+    """Give each namespace its `info`, None, and a message, while the engine cannot tell; and its newest `measure`."""
+    namespaces = list(namespaces)
+    measures = newest_measures(namespaces)
     try:
         details = {info.uid: info for info in query_processor().namespace_details(options=WHAT_IS_THERE).value}
     except MLVectorDBError as error:
@@ -298,6 +334,7 @@ def _inform(request: HttpRequest, namespaces: Iterable[Namespace]) -> None:
         details = {}
     for namespace in namespaces:
         namespace.info = details.get(namespace.uid)  # type: ignore[attr-defined]
+        namespace.measure = measures.get(namespace.pk)  # type: ignore[attr-defined]
 
 
 def _refused(request: HttpRequest, refusal: MLVectorDBError) -> HttpResponseRedirect:

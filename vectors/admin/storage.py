@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -10,11 +11,15 @@ from django.contrib.admin.views.main import ChangeList
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.template.defaultfilters import filesizeformat
-from django.utils.html import format_html
+from django.utils.html import format_html, format_html_join
 
 from vectors.admin.checkpoints import checkpoint_ask, damage_tell
+from vectors.engine import index
 from vectors.models import Lease, LogEntry, Manifest, ShardHead
-from vectors.selectors import log_entries_without_payloads, manifest_totals, namespace_names
+from vectors.selectors import log_entries_without_payloads, manifest_segments, manifest_totals, namespace_names
+
+_SEGMENTS_SHOWN = 50
+_SEGMENT_COLUMNS = ("namespace", "segment", "rows", "deleted", "bytes", "index")
 
 
 class ReadOnlyAdmin(admin.ModelAdmin):
@@ -51,6 +56,9 @@ class ShardHeadAdmin(ReadOnlyAdmin):
         "manifest",
         "manifest_seq",
         "tail",
+        "rows_written",
+        "merged_at",
+        "indexes",
         "created_at",
         "damage_report",
     )
@@ -68,6 +76,26 @@ class ShardHeadAdmin(ReadOnlyAdmin):
         if shard.damage is None:
             return "whole"
         return format_html('<strong class="shard-damaged">{}</strong>', "DAMAGED, read-only")
+
+    @admin.display(description="rows written")
+    def rows_written(self, shard: ShardHead) -> str:
+        """Return how often a row has been written to segments: by a checkpoint once, and by merges."""
+        if not shard.rows_flushed:
+            return "none yet"
+        written = shard.rows_flushed + shard.rows_merged
+        return (
+            f"{shard.rows_flushed:,} by checkpoints and {shard.rows_merged:,} again by merges:"
+            f" {written / shard.rows_flushed:.1f} times each"
+        )
+
+    @admin.display(description="indexes")
+    def indexes(self, shard: ShardHead) -> str:
+        """Return which indexes cannot be used, and why."""
+        if not index.available():
+            return "faiss is not installed: every segment is searched exactly"
+        if not shard.index_faults:
+            return "all can be used"
+        return _json_block({"searched exactly until the next merge": shard.index_faults})
 
     @admin.display(description="damage")
     def damage_report(self, shard: ShardHead) -> str:
@@ -147,13 +175,38 @@ class LogEntryAdmin(ReadOnlyAdmin):
 class ManifestAdmin(ReadOnlyAdmin):
     """Which files stand for the operations up to a seq."""
 
-    list_display = ("shard", "number", "seq", "term", "namespaces", "segments", "rows", "size", "created_at")
+    list_display = (
+        "shard",
+        "number",
+        "seq",
+        "term",
+        "origin",
+        "namespaces",
+        "segments",
+        "indexed",
+        "rows",
+        "size",
+        "created_at",
+    )
     list_display_links = ("number",)
     list_filter = ("shard",)
     list_select_related = ("shard",)
     ordering = ("-shard_id", "-number")
     list_per_page = 20
-    fields = ("shard", "number", "seq", "term", "segments", "rows", "size", "crc32", "created_at", "listing")
+    fields = (
+        "shard",
+        "number",
+        "seq",
+        "term",
+        "origin",
+        "segments",
+        "rows",
+        "size",
+        "crc32",
+        "created_at",
+        "segment_table",
+        "listing",
+    )
     readonly_fields = fields
 
     @admin.display(description="namespaces")
@@ -166,6 +219,11 @@ class ManifestAdmin(ReadOnlyAdmin):
         """Return the number of segments."""
         return str(manifest_totals(manifest)["segments"])
 
+    @admin.display(description="with an index")
+    def indexed(self, manifest: Manifest) -> str:
+        """Return the number of segments that have an index."""
+        return str(manifest_totals(manifest)["indexed"])
+
     @admin.display(description="rows")
     def rows(self, manifest: Manifest) -> str:
         """Return the number of rows, without those deleted."""
@@ -175,6 +233,24 @@ class ManifestAdmin(ReadOnlyAdmin):
     def size(self, manifest: Manifest) -> str:
         """Return the size of the segments' files."""
         return filesizeformat(manifest_totals(manifest)["bytes"])
+
+    @admin.display(description="largest segments")
+    def segment_table(self, manifest: Manifest) -> str:
+        """Return the largest segments: rows, bytes, and what is known of their indexes."""
+        rows = [
+            (
+                item["namespace"],
+                item["uid"],
+                f"{item['rows'] - item['deleted']:,}",
+                f"{item['deleted']:,}",
+                filesizeformat(item["bytes"]),
+                _index_words(item),
+            )
+            for item in manifest_segments(manifest)[:_SEGMENTS_SHOWN]
+        ]
+        head = format_html_join("", "<th>{}</th>", ((name,) for name in _SEGMENT_COLUMNS))
+        body = format_html_join("", "<tr>{}</tr>", ((format_html_join("", "<td>{}</td>", zip(row)),) for row in rows))
+        return format_html("<table><thead><tr>{}</tr></thead><tbody>{}</tbody></table>", head, body)
 
     @admin.display(description="files")
     def listing(self, manifest: Manifest) -> str:
@@ -194,6 +270,15 @@ class LeaseAdmin(ReadOnlyAdmin):
     def holder(self, lease: Lease) -> str:
         """Return the owner."""
         return lease.owner or "free"
+
+
+def _index_words(item: Mapping[str, Any]) -> str:
+    """Return what is known of a segment's index."""
+    about = item["index"]
+    if about is not None:
+        recall = f"recall {about['recall']:.4f} for {about['recall_target']:g}" if "recall" in about else "index"
+        return f"{recall}, {filesizeformat(item['index_bytes'])}"
+    return "exact" if item["unindexed"] is None else f"exact: {item['unindexed'].get('reason', '')}"
 
 
 def _json_block(value: Any) -> str:

@@ -130,4 +130,6 @@ def _account(answer: Answer[Any], metric: str, took_ms: float) -> str:
     order = "lower" if lower_is_better(metric) else "higher"  # type: ignore[arg-type]
     scored = sum(shard.candidates for shard in answer.shards)
     candidates = f"{scored:,} candidate{'' if scored == 1 else 's'} scored exactly"
+    if any(shard.strategy != "exact" for shard in answer.shards):
+        candidates += ", found by index"
     return f"{Namespace.Metric(metric).label}, {order} is better; {candidates}; {took_ms:.1f} ms"

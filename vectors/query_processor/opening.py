@@ -49,11 +49,20 @@ class OpenCopy:
     def _shard(self) -> ShardRuntime:
         engines = runtime()
         if self._given is not None:
-            return engines.shard(self._given)
+            return self._of_this(engines.shard(self._given))
         found = self._found
         if found is None or found[0] is not engines:
             found = self._found = (engines, services.ensure_local_shard().pk)
-        return engines.shard(found[1])
+        return self._of_this(engines.shard(found[1]))
+
+    def _of_this(self, shard: ShardRuntime) -> ShardRuntime:
+        if self._request_checkpoint is not services.checkpoint_request:
+            # Who runs checkpoints itself is asked for those of a tail at rest as well.
+            shard.on_rest = self._on_rest
+        return shard
+
+    def _on_rest(self, shard_uid: str, seq: int) -> None:
+        self._request_checkpoint(shard_uid)
 
     def _open(self, shard: ShardRuntime, options: RequestOptions, *, write: bool = False) -> OpenShard:
         timeout_s = options.timeout_s or (settings.MLVDB_WRITE_TIMEOUT_S if write else settings.MLVDB_READ_TIMEOUT_S)

@@ -136,6 +136,12 @@ class ShardAccount:
     term: int = 0
     seq: int = 0
 
+    def of_search(self, *, took_ms: float, strategy: str, candidates: int) -> ShardAccount:
+        """Return the account of a search. Every search makes one: `replace` would take several times as long."""
+        return ShardAccount(
+            self.shard, self.copy, self.lag, took_ms, strategy, candidates, self.error, self.term, self.seq
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Answer(Generic[T]):
@@ -171,7 +177,12 @@ class Page(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class NamespaceInfo:
-    """What is known of a namespace. `segments` and bytes count this node's copies."""
+    """What is known of a namespace. `segments` and bytes count this node's copies.
+
+    `indexed_rows` lie in segments with an index. `measured_recall` is the share of true neighbours that searches by
+    index found when it was last measured, at `recall_measured_at` (ISO 8601), or when the indexes were tuned where that
+    is None. It is itself None where every search is exact.
+    """
 
     name: str
     uid: str
@@ -184,6 +195,8 @@ class NamespaceInfo:
     tail_rows: int
     size_bytes: int
     measured_recall: float | None
+    indexed_rows: int = 0
+    recall_measured_at: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 
 from vectors.engine import search
 from vectors.engine.filters import Filter
+from vectors.query_processor.describing import namespace_infos
 from vectors.query_processor.opening import OpenCopy
 from vectors.query_processor.port import (
     DEFAULT_OPTIONS,
@@ -21,6 +21,7 @@ from vectors.query_processor.port import (
     SearchRequest,
     StorageInfo,
 )
+from vectors.query_processor.sampling import sample_queries
 from vectors.query_processor.scopes import (
     check_scope,
     is_meant,
@@ -31,7 +32,7 @@ from vectors.query_processor.scopes import (
 )
 from vectors.query_processor.translation import (
     hits_of,
-    namespace_info,
+    strategy_of,
     unknown_namespace,
     unknown_vector,
     wanted_search,
@@ -119,11 +120,8 @@ class LocalReads(OpenCopy):
         """Return what is known of every namespace, sorted by name."""
         opened, account = self._open_for_read(options, partial=False)
         engine, scope = opened.engine, options.scope
-        infos = [
-            namespace_info(engine, space.spec.name, owned=owned_by(scope))
-            for space in engine.namespaces()
-            if is_meant(space.spec, scope)
-        ]
+        names = [space.spec.name for space in engine.namespaces() if is_meant(space.spec, scope)]
+        infos = namespace_infos(opened, names, owned=owned_by(scope))
         check_scope(engine, scope)
         return Answer(infos, [account])
 
@@ -155,13 +153,14 @@ class LocalReads(OpenCopy):
             for number, request in enumerate(requests)
         ]
         results = [search.search(view, wanteds[0])] if len(wanteds) == 1 else search.search_batch(view, wanteds)
+        sample_queries(view, wanteds)
         hits = [hits_of(result, request) for result, request in zip(results, requests, strict=True)]
         return Answer(
             hits,
             [
-                replace(
-                    account,
+                account.of_search(
                     took_ms=(time.perf_counter() - started) * 1000,
+                    strategy=strategy_of(results),
                     candidates=sum(result.candidates for result in results),
                 )
             ],

@@ -12,9 +12,8 @@ from vectors.engine.namespace import NamespaceSpec, NamespaceView
 from vectors.engine.operations import Upsert
 from vectors.engine.parts import Part
 from vectors.engine.shard import ShardEngine
-from vectors.engine.slots import SlotSet
 from vectors.errors import DimensionMismatch, NamespaceNotFound, NotReady, TokenLost, VectorNotFound
-from vectors.query_processor.port import Hit, NamespaceInfo, RequestOptions, SearchRequest, VectorBatch
+from vectors.query_processor.port import Hit, RequestOptions, SearchRequest, VectorBatch
 from vectors.store import log, terms
 from vectors.store.recovery import OpenShard
 from vectors.store.terms import TokenState
@@ -76,7 +75,15 @@ def wanted_search(
         request.top_k + request.offset,
         request.filter,
         request.score_threshold,
+        request.recall,
+        request.exact,
     )
+
+
+def strategy_of(results: Sequence[search.Result]) -> str:
+    """Return how the rows of some searches were found, as one word: where they were not all found alike, by both."""
+    ways = {result.strategy for result in results}
+    return ways.pop() if len(ways) == 1 else "index+exact"
 
 
 def hits_of(result: search.Result, request: SearchRequest) -> list[Hit]:
@@ -108,29 +115,6 @@ def unknown_namespace(namespace: str) -> NamespaceNotFound:
 def unknown_vector(key: bytes, *, field: str = "id") -> VectorNotFound:
     """Return the error for an id that is not there."""
     return VectorNotFound(f"there is no vector {ids.id_of(key)!r}", field=field)
-
-
-def namespace_info(engine: ShardEngine, name: str, *, owned: SlotSet | None = None) -> NamespaceInfo:
-    """Return the description of a namespace; with `owned`, rows of other slots are not counted.
-
-    Raise NamespaceNotFound.
-    """
-    spec, view = spec_of(engine, name), engine.view(name)
-    assert view is not None
-    tail = [part for part in view.parts if part not in view.frozen]
-    return NamespaceInfo(
-        name=name,
-        uid=spec.uid,
-        dimension=spec.dimension,
-        metric=spec.metric,
-        recall_target=spec.recall_target,
-        picture=spec.picture,
-        count=view.count if owned is None else view.only(owned).count,
-        segments=len(view.frozen),
-        tail_rows=sum(part.alive for part in tail),
-        size_bytes=sum(part.part.nbytes for part in view.parts),
-        measured_recall=None,
-    )
 
 
 def check_tokens(opened: OpenShard, options: RequestOptions) -> None:

@@ -16,12 +16,12 @@ from vectors.engine.filters import Filter
 from vectors.engine.namespace import NamespaceSpec, merged
 from vectors.engine.operations import Delete, Patch, Upsert, encode
 from vectors.errors import NamespaceNotFound, NotReady, ShardDamaged
+from vectors.query_processor.describing import namespace_infos
 from vectors.query_processor.opening import OpenCopy
 from vectors.query_processor.parsing import check_metadata_size
 from vectors.query_processor.port import DEFAULT_OPTIONS, NamespaceInfo, RequestOptions, VectorBatch, WriteResult
 from vectors.query_processor.scopes import scoped_places, scoped_view
 from vectors.query_processor.translation import (
-    namespace_info,
     spec_of,
     unknown_namespace,
     unknown_vector,
@@ -173,7 +173,7 @@ class LocalWrites(OpenCopy):
         )
         self._tell_senders(shard)
         opened = self._open(shard, options)
-        return namespace_info(opened.engine, name)
+        return namespace_infos(opened, [name])[0]
 
     def namespace_drop(self, name: str, *, options: RequestOptions = DEFAULT_OPTIONS) -> WriteResult:
         """End a namespace."""

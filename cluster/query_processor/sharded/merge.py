@@ -25,12 +25,19 @@ def merged_hits(lists: Sequence[Sequence[Hit]], request: SearchRequest, metric: 
 
 def merged_infos(infos: Iterable[NamespaceInfo], empty: NamespaceInfo) -> NamespaceInfo:
     """Return what the shards have of one namespace, added up; attributes are those of `empty`."""
-    count = segments = tail_rows = size_bytes = 0
+    count = segments = tail_rows = size_bytes = indexed_rows = 0
+    found = 0.0
+    moments = []
     for info in infos:
         count += info.count
         segments += info.segments
         tail_rows += info.tail_rows
         size_bytes += info.size_bytes
+        indexed_rows += info.indexed_rows
+        # A shard without an index finds them all.
+        found += info.count * (1.0 if info.measured_recall is None else info.measured_recall)
+        if info.measured_recall is not None:
+            moments.append(info.recall_measured_at)
     return NamespaceInfo(
         empty.name,
         empty.uid,
@@ -42,5 +49,8 @@ def merged_infos(infos: Iterable[NamespaceInfo], empty: NamespaceInfo) -> Namesp
         segments,
         tail_rows,
         size_bytes,
-        empty.measured_recall,
+        found / count if moments and count else None,
+        indexed_rows,
+        # The age of the oldest part; None while one is only known from the tuning of its index.
+        min((moment for moment in moments if moment is not None), default=None) if None not in moments else None,
     )
