@@ -7,6 +7,9 @@ only when a marker differs from the one seen before. A marker is set in the tran
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from typing import NamedTuple
 
@@ -15,10 +18,10 @@ from django.db import DEFAULT_DB_ALIAS, connections
 
 from mlvdb_site.models import ChangeMarker
 
-_SELECT = "SELECT name, value FROM mlvdb_site_changemarker WHERE name IN (%s, %s)"
-_SELECT_SQLITE = _SELECT.replace("%s", "?")
 _SELECT_ONE = "SELECT value FROM mlvdb_site_changemarker WHERE name = %s"
 _SELECT_ONE_SQLITE = _SELECT_ONE.replace("%s", "?")
+_SELECT = "SELECT " + ", ".join([f"({_SELECT_ONE})"] * 3)
+_SELECT_SQLITE = _SELECT.replace("%s", "?")
 _KEYS = "keys"
 _TOPOLOGY = "topology"
 
@@ -28,9 +31,24 @@ class Markers(NamedTuple):
 
     keys: str | None
     log_level: str | None
+    topology: str | None
 
 
-_NO_MARKERS = Markers(None, None)
+_seen_topology: ContextVar[list[str | None] | None] = ContextVar("seen_topology", default=None)
+
+
+@contextmanager
+def shared_look() -> Iterator[None]:
+    """In the block, let the first question for the topology's marker be answered by the statement of `markers_read`.
+
+    For a request that reads: it may stand on any moment since it began, and each statement costs it as much as its
+    parsing. Only the first question, because who asks again does so to see what has changed.
+    """
+    token = _seen_topology.set([])
+    try:
+        yield
+    finally:
+        _seen_topology.reset(token)
 
 
 def markers_read() -> Markers:
@@ -45,15 +63,16 @@ def markers_read() -> Markers:
     if database.vendor == "sqlite":
         database.ensure_connection()
         with database.wrap_database_errors:
-            rows = database.connection.execute(_SELECT_SQLITE, names).fetchall()
+            row = database.connection.execute(_SELECT_SQLITE, names).fetchone()
     else:
         with database.cursor() as cursor:
             cursor.execute(_SELECT, names)
-            rows = cursor.fetchall()
-    if not rows:
-        return _NO_MARKERS
-    values = dict(rows)
-    return Markers(values.get(names[0]), values.get(names[1]))
+            row = cursor.fetchone()
+    markers = Markers._make(row)
+    seen = _seen_topology.get()
+    if seen is not None:
+        seen.append(markers.topology)
+    return markers
 
 
 def keys_changed() -> None:
@@ -67,6 +86,9 @@ def topology_marker() -> str | None:
 
     A few microseconds: every request that may leave the node asks. Raises the errors of `django.db`.
     """
+    seen = _seen_topology.get()
+    if seen:
+        return seen.pop()
     database = connections[DEFAULT_DB_ALIAS]
     if database.vendor == "sqlite":
         database.ensure_connection()
@@ -94,5 +116,5 @@ def _write(name: str, value: str) -> None:
 
 
 @cache
-def _names() -> tuple[str, str]:
-    return _KEYS, f"log-level:{settings.MLVDB_NODE_ID}"
+def _names() -> tuple[str, str, str]:
+    return _KEYS, f"log-level:{settings.MLVDB_NODE_ID}", _TOPOLOGY

@@ -33,7 +33,10 @@ def log_entries_without_payloads() -> QuerySet[LogEntry]:
 
 
 def manifest_totals(manifest: Manifest) -> Mapping[str, int]:
-    """Return how many namespaces, segments, rows and bytes of files a manifest lists; deleted rows are counted out."""
+    """Return how many namespaces, segments, rows and bytes of files a manifest lists; deleted rows are counted out.
+
+    `indexed` are the segments with an index, whose files `bytes` counts too.
+    """
     namespaces = manifest.document["namespaces"]
     segments: list[Mapping[str, Any]] = [
         segment for namespace in namespaces.values() for segment in namespace["segments"]
@@ -42,8 +45,32 @@ def manifest_totals(manifest: Manifest) -> Mapping[str, int]:
         "namespaces": len(namespaces),
         "segments": len(segments),
         "rows": sum(segment["rows"] - (segment["deleted"] or (None, 0, 0, 0))[3] for segment in segments),
-        "bytes": sum(size for segment in segments for size, _ in segment["files"].values()),
+        "bytes": sum(
+            sum(size for size, _ in segment["files"].values()) + (segment.get("index") or (None, 0))[1]
+            for segment in segments
+        ),
+        "indexed": sum(segment.get("index") is not None for segment in segments),
     }
+
+
+def manifest_segments(manifest: Manifest) -> list[Mapping[str, Any]]:
+    """Return the segments that a manifest lists, largest first: namespace, uid, rows, deleted, bytes, and of the index
+    its bytes and what was said of it, or why there is none."""
+    found = [
+        {
+            "namespace": namespace["name"],
+            "uid": segment["uid"],
+            "rows": segment["rows"],
+            "deleted": (segment["deleted"] or (None, 0, 0, 0))[3],
+            "bytes": sum(size for size, _ in segment["files"].values()),
+            "index_bytes": (segment.get("index") or (None, 0))[1],
+            "index": (segment.get("index") or (None, 0, 0, None))[3],
+            "unindexed": segment.get("unindexed"),
+        }
+        for namespace in manifest.document["namespaces"].values()
+        for segment in namespace["segments"]
+    ]
+    return sorted(found, key=lambda item: -item["bytes"])
 
 
 def shards_damaged() -> QuerySet[ShardHead]:

@@ -44,20 +44,15 @@ key_ring = KeyRing()
 last_used = LastUsed()
 
 
-class AccessMiddleware:
-    """Lets a request in, or answers why not in the one error shape."""
+class Access:
+    """Decides who is let in."""
 
-    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
-        self.get_response = get_response
+    def __init__(self) -> None:
         self._proxies = TrustedProxies(settings.MLVDB_TRUSTED_PROXIES)
         self._hosts = frozenset(name.lower() for name in settings.MLVDB_ALLOWED_HOSTS if "*" not in name)
 
-    def __call__(self, request: HttpRequest) -> HttpResponse:
-        """Answer the request or the refusal."""
-        refused = self._refusal(request)
-        return self.get_response(request) if refused is None else refused
-
-    def _refusal(self, request: HttpRequest) -> HttpResponse | None:
+    def refusal(self, request: HttpRequest) -> HttpResponse | None:
+        """Return the answer to a request that is not let in, in the one error shape; None to one that is."""
         meta = request.META
         if meta.get("HTTP_X_FORWARDED_PROTO") == "https" and meta.get("REMOTE_ADDR", "") in self._proxies:
             meta["wsgi.url_scheme"] = "https"
@@ -103,6 +98,19 @@ class AccessMiddleware:
         if authorization is not None:
             return _key_refusal(request, authorization, keys)
         return _session_refusal(request)
+
+
+class AccessMiddleware(Access):
+    """Lets a request in, or answers why not."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
+        super().__init__()
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        """Answer the request or the refusal."""
+        refused = self.refusal(request)
+        return self.get_response(request) if refused is None else refused
 
 
 def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:

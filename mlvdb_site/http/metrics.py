@@ -31,6 +31,9 @@ _BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _ARCHIVE = "archive"
 
+BEGAN = "mlvdb.began"
+"""Key of the WSGI environment: when (`time.perf_counter`) a request began that comes here only later."""
+
 _requests = Counter(
     "mlvdb_http_requests", "Requests by method, route and status.", ("method", "route", "status"), registry=None
 )
@@ -43,29 +46,41 @@ _seconds = Histogram(
 )
 
 
+class RequestCounts:
+    """What counts and times the requests of this process."""
+
+    def __init__(self) -> None:
+        # Looking a child up by its labels costs more than counting; the keys are bounded by routes and statuses.
+        self._children: dict[tuple[str | None, str, int], tuple[Counter, Histogram]] = {}
+
+    def count(self, method: str | None, route: str, status: int, took_s: float) -> None:
+        """Count a request under the route that answered it."""
+        key = (method, route, status)
+        children = self._children.get(key)
+        if children is None:
+            shown = method if method in _METHODS else "other"
+            children = (_requests.labels(shown, route, str(status)), _seconds.labels(shown, route))
+            if shown != "other":
+                self._children[key] = children
+        children[0].inc()
+        children[1].observe(took_s)
+
+
 class MetricsMiddleware:
     """Counts and times each request under the route that answered it, `none` where none did."""
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
         self.get_response = get_response
-        # Looking a child up by its labels costs more than counting; the keys are bounded by routes and statuses.
-        self._children: dict[tuple[str | None, str, int], tuple[Counter, Histogram]] = {}
+        self._counts = RequestCounts()
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
         """Answer the request."""
-        began = time.perf_counter()
+        began = request.META.get(BEGAN) or time.perf_counter()
         response = self.get_response(request)
         took_s = time.perf_counter() - began
         match = request.resolver_match
-        key = (request.method, "none" if match is None else match.route or "/", response.status_code)
-        children = self._children.get(key)
-        if children is None:
-            method = key[0] if key[0] in _METHODS else "other"
-            children = (_requests.labels(method, key[1], str(key[2])), _seconds.labels(method, key[1]))
-            if method != "other":
-                self._children[key] = children
-        children[0].inc()
-        children[1].observe(took_s)
+        route = "none" if match is None else match.route or "/"
+        self._counts.count(request.method, route, response.status_code, took_s)
         return response
 
 

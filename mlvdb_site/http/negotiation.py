@@ -26,7 +26,7 @@ class NodeNegotiation(BaseContentNegotiation):
 
     def select_parser(self, request: Any, parsers: Iterable[Any]) -> Any:
         """Return the parser of the body's content type (the first one where none is named), or None."""
-        media_type = _canonical(request.content_type)
+        media_type = canonical(request.content_type)
         if not media_type:
             return next(iter(parsers))
         for parser in parsers:
@@ -74,7 +74,7 @@ def _best(accept: str, media_types: tuple[str, ...]) -> int:
     best: tuple[float, int, int] = (0.0, 0, 0)
     choice = -1
     for position, part in enumerate(accept.split(",")):
-        media_range = _canonical(part)
+        media_range = canonical(part)
         quality = _quality(part)
         specificity = 2 if "*" not in media_range else int(not media_range.startswith("*"))
         rank = (quality, specificity, -position)
@@ -95,7 +95,9 @@ def _matches(media_range: str, media_type: str) -> bool:
     return media_range == media_type
 
 
-def _canonical(media_type: str | None) -> str:
+@lru_cache(maxsize=256)
+def canonical(media_type: str | None) -> str:
+    """Return a media type without parameters, lower-case, by the name that this node has for it."""
     bare = (media_type or "").partition(";")[0].strip().lower()
     return _ALIASES.get(bare, bare)
 

@@ -8,7 +8,7 @@ the admin get the whole chain.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from django.conf import settings
 from django.contrib.auth.middleware import AuthenticationMiddleware
@@ -23,6 +23,9 @@ from django.middleware.security import SecurityMiddleware
 from django.utils.deprecation import MiddlewareMixin
 
 _ANONYMOUS = AnonymousUser()
+
+PLAIN_HEADERS: Final = {"X-Content-Type-Options": "nosniff"}
+"""What a plain answer has of the headers of a page."""
 
 
 def is_plain(request: HttpRequest) -> bool:
@@ -50,7 +53,8 @@ class PlainMiddleware:
         request.user = _ANONYMOUS
         response = self.get_response(request)
         headers = response.headers
-        headers["X-Content-Type-Options"] = "nosniff"
+        for name, value in PLAIN_HEADERS.items():
+            headers[name] = value
         if not response.streaming and "Content-Length" not in headers:
             headers["Content-Length"] = str(len(response.content))
         return response

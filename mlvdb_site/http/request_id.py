@@ -6,9 +6,10 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from django.http import HttpRequest, HttpResponse
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 HEADER = "X-Request-ID"
+META = "HTTP_X_REQUEST_ID"
+"""The header in a WSGI environment."""
 
 _SANE = re.compile(r"[A-Za-z0-9._-]{1,128}").fullmatch
 _current: ContextVar[str] = ContextVar("request_id", default="")
@@ -26,6 +29,23 @@ def current_request_id() -> str:
     return _current.get()
 
 
+@contextmanager
+def under_request_id(meta: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the id of the request with this WSGI environment; in the block it is the current one."""
+    given = meta.get(META)
+    request_id = given if given is not None and _SANE(given) else os.urandom(16).hex()
+    token = _current.set(request_id)
+    try:
+        yield request_id
+    finally:
+        _current.reset(token)
+
+
+def lines_wanted() -> bool:
+    """Return whether each request gets a line in the log."""
+    return logger.isEnabledFor(logging.DEBUG)
+
+
 class RequestIdMiddleware:
     """Outermost: whatever happens inside, the answer carries the id."""
 
@@ -34,17 +54,9 @@ class RequestIdMiddleware:
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
         """Answer the request under its id."""
-        given = request.META.get("HTTP_X_REQUEST_ID")
-        request_id = given if given is not None and _SANE(given) else os.urandom(16).hex()
-        request.request_id = request_id  # type: ignore[attr-defined]
-        token = _current.set(request_id)
-        try:
-            if not logger.isEnabledFor(logging.DEBUG):
-                response = self.get_response(request)
-            else:
-                response = self._timed(request)
-        finally:
-            _current.reset(token)
+        with under_request_id(request.META) as request_id:
+            request.request_id = request_id  # type: ignore[attr-defined]
+            response = self._timed(request) if lines_wanted() else self.get_response(request)
         response.headers[HEADER] = request_id
         return response
 

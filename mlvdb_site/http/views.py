@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final, NamedTuple
 
 from django.http import HttpRequest
 from rest_framework.request import Request
@@ -18,6 +18,9 @@ from rest_framework.views import APIView
 
 from mlvdb_site.http.parameters import QueryParameter, check_encoding, check_query
 from mlvdb_site.http.parsers import read_body
+
+MET: Final = "mlvdb.met"
+"""Key of the WSGI environment: the exception that the direct way has met while it answered."""
 
 
 class NodeRequest(Request):
@@ -49,7 +52,7 @@ class NodeView(APIView):
         )
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
-        """Settle the form of the answer, then check the query."""
+        """Settle the form of the answer, then check the query; what the direct way has met is met here again."""
         request.accepted_renderer, request.accepted_media_type = self.perform_content_negotiation(request)
         http = request._request
         query = http.META.get("QUERY_STRING")
@@ -60,6 +63,13 @@ class NodeView(APIView):
             allowed = self.parameters.get(method or "")
             if allowed is not None:
                 check_query(http.GET, allowed)
+        met = http.META.pop(MET, None)
+        if met is not None:
+            try:
+                raise met
+            finally:
+                # It holds this frame, which must not hold it as well: with it the body would stay.
+                del met
 
     def finalize_response(self, request: Request, response: Any, *args: Any, **kwargs: Any) -> Any:
         """Prepare the answer, and see to it that request and answer are freed as soon as it is rendered."""
@@ -72,7 +82,7 @@ class NodeView(APIView):
     def default_response_headers(self) -> dict[str, str]:
         """Return the headers of every answer: the same for all requests of a view."""
         view: Any = type(self)
-        return dict(_default_headers(view))
+        return dict(default_headers(view))
 
     def http_method_not_allowed(self, request: Any, *args: Any, **kwargs: Any) -> Any:
         """Refuse the method; a browser that opens an endpoint without GET is shown its page instead."""
@@ -90,6 +100,27 @@ class NodeView(APIView):
         return None
 
 
+class Answered(NamedTuple):
+    """What a view answers, before it has a form; the status is 200."""
+
+    data: Any
+    headers: Mapping[str, str]
+
+
+class DirectView(NodeView):
+    """An endpoint whose POST reads, and is asked so often that `mlvdb_site.http.direct` answers it too."""
+
+    @classmethod
+    def answer(cls, request: Request) -> Answered:
+        """Return the answer to a request that has a body and a checked query, and nothing else for sure."""
+        raise NotImplementedError
+
+    def post(self, request: Request) -> Response:
+        """Answer."""
+        answered = self.answer(request)
+        return Response(answered.data, headers=dict(answered.headers))
+
+
 def _let_go(response: Any) -> None:
     # Django REST framework ties view, request and response into cycles. A batch would keep its body and its rows, tens
     # of megabytes, until the garbage collector comes by.
@@ -103,7 +134,8 @@ def _let_go(response: Any) -> None:
 
 
 @cache
-def _default_headers(view: Any) -> Mapping[str, str]:
+def default_headers(view: Any) -> Mapping[str, str]:
+    """Return the headers of every answer of a view."""
     methods = [name.upper() for name in view.http_method_names if hasattr(view, name)]
     if "GET" in methods:
         methods.append("HEAD")

@@ -43,9 +43,11 @@ def namespace_answer(info: NamespaceInfo) -> dict[str, Any]:
         "metric": info.metric,
         "recall_target": info.recall_target,
         "measured_recall": info.measured_recall,
+        "recall_measured_at": info.recall_measured_at,
         "picture": info.picture,
         "count": info.count,
         "segments": info.segments,
+        "indexed_rows": info.indexed_rows,
         "tail_rows": info.tail_rows,
         "size_bytes": info.size_bytes,
     }

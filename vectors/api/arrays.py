@@ -2,7 +2,7 @@
 
 A row is a list of numbers, or raw little-endian float32 `bin` in msgpack. `struct` packs a row in a third of the time
 of a numpy assignment and refuses strings, nulls and numbers beyond float32 by itself. It takes booleans for numbers:
-these become exactly 0 or 1, so only rows with such a value have the types of their entries looked at.
+these become exactly 0 or 1, so only entries with such a value have their types looked at.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from django.conf import settings
 from vectors.errors import DimensionMismatch, InvalidInput
 
 Naming = Callable[[int], str]
+
+_FLOAT32 = np.dtype("<f4")
 
 
 def matrix(rows: Sequence[Any], *, name: Naming) -> np.ndarray:
@@ -46,8 +48,23 @@ def matrix(rows: Sequence[Any], *, name: Naming) -> np.ndarray:
 
 
 def vector(values: Any, *, field: str) -> np.ndarray:
-    """Return one vector as (d,) float32, finite."""
-    return matrix((values,), name=lambda _: field)[0]
+    """Return one vector as (d,) float32, C-contiguous and finite. Raise as `matrix` does."""
+    found = _plain_vector(values)
+    return matrix((values,), name=lambda _: field)[0] if found is None else found
+
+
+def _plain_vector(values: Any) -> np.ndarray | None:
+    """Return the vector that `values` are for sure, None when that takes a closer look."""
+    try:
+        packed = values if type(values) is bytes else _packer(len(values))(*values)
+        found = np.frombuffer(packed, dtype=_FLOAT32)
+    except (struct.error, TypeError, ValueError, OverflowError):
+        return None
+    if type(values) not in (list, bytes) or not 1 <= len(found) <= settings.MLVDB_MAX_DIMENSION:
+        return None
+    if not np.isfinite(found).all():
+        return None
+    return found if packed is values or not _has_boolean(values, found) else None
 
 
 @lru_cache(maxsize=128)
@@ -109,8 +126,13 @@ def _check_finite(values: np.ndarray, name: Naming) -> None:
 def _check_types(rows: Sequence[Any], values: np.ndarray, name: Naming) -> None:
     suspects = ((values == 0) | (values == 1)).any(axis=1)
     for position in np.flatnonzero(suspects).tolist():
-        if bool in map(type, rows[position]):
+        if _has_boolean(rows[position], values[position]):
             raise _bad_number(rows[position], name(position))
+
+
+def _has_boolean(row: Sequence[Any], values: np.ndarray) -> bool:
+    suspects = np.flatnonzero(values == (values != 0)).tolist()
+    return bool in [type(row[place]) for place in suspects]
 
 
 def _bad_number(row: Sequence[Any], field: str) -> InvalidInput:
@@ -120,5 +142,7 @@ def _bad_number(row: Sequence[Any], field: str) -> InvalidInput:
         try:
             struct.pack("<f", value)
         except (struct.error, OverflowError):
-            return InvalidInput(f"entry {position} is beyond float32: {value:g}", field=field)
+            # An integer may be beyond every float, and has no short form then.
+            shown = f": {value:g}" if type(value) is float or value.bit_length() < 1024 else ""
+            return InvalidInput(f"entry {position} is beyond float32{shown}", field=field)
     return InvalidInput("must be a list of numbers", field=field)

@@ -10,7 +10,7 @@ from django.conf import settings
 from mlvdb_site.http.openapi import Schema, ref
 from vectors.api.body import METRICS
 from vectors.api.options import NAME_SCHEMA
-from vectors.api.views.search import DEFAULT_TOP_K
+from vectors.api.searches import DEFAULT_TOP_K
 
 FLOAT32_MAX: Final = 3.4028234663852886e38
 INT64: Final = 2**63
@@ -81,7 +81,11 @@ def component_schemas() -> dict[str, Schema]:
                     "description": "Operations that the copy may lack; null when nobody can tell.",
                 },
                 "took_ms": {"type": "number"},
-                "strategy": {"type": "string"},
+                "strategy": {
+                    "type": "string",
+                    "enum": ["exact", "index", "index+exact"],
+                    "description": "Who proposed the rows that were scored exactly: all rows, indexes, or both.",
+                },
                 "candidates": {"type": "integer"},
                 "error": {"type": "string"},
             },
@@ -106,10 +110,19 @@ def component_schemas() -> dict[str, Schema]:
                 "dimension": {"type": "integer"},
                 "metric": {"type": "string", "enum": list(METRICS)},
                 "recall_target": {"type": "number"},
-                "measured_recall": {"type": ["number", "null"]},
+                "measured_recall": {
+                    "type": ["number", "null"],
+                    "description": "Share of the true neighbours that searches by index find; null: all are exact.",
+                },
+                "recall_measured_at": {
+                    "type": ["string", "null"],
+                    "format": "date-time",
+                    "description": "When it was measured; null: when the indexes were tuned.",
+                },
                 "picture": {"type": "string"},
                 "count": {"type": "integer"},
                 "segments": {"type": "integer"},
+                "indexed_rows": {"type": "integer", "description": "Rows in segments with an index."},
                 "tail_rows": {"type": "integer"},
                 "size_bytes": {"type": "integer"},
             },
