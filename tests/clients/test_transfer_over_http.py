@@ -14,9 +14,12 @@ from django.core.management import CommandError, call_command
 
 from mlvdb_site.processes.record import ServeRecord
 from tests.clients.faults import FaultServer, error, pass_on
+from vectors.bench import node_side
+from vectors.bench.measures import RECALLS
 from vectors.client import Client
 from vectors.client.session import Session
 from vectors.datasets import load_digits
+from vectors.engine import index
 from vectors.transfer import places
 
 pytestmark = [pytest.mark.processes]
@@ -101,7 +104,7 @@ def test_bench_measures_engine_and_node_with_full_recall(client: Client, node_ur
     text = _call("bench", files / "digits.npy", url=node_url, seconds=0.2, connections=2, queries=20)
 
     lines = text.splitlines()
-    assert lines[0].startswith("1,797 rows × 64")
+    assert lines[0].startswith("1,777 rows × 64, 20 others as queries")
     searches = [line for line in lines if "exact search" in line]
     assert len(searches) == 3
     assert all(line.endswith("1.000") for line in searches)
@@ -113,7 +116,7 @@ def test_bench_measures_engine_and_node_with_full_recall(client: Client, node_ur
 def test_bench_takes_random_rows_and_can_leave_http_out() -> None:
     text = _call("bench", rows=500, dim=8, seconds=0.05, queries=5, engine_only=True)
 
-    assert text.startswith("500 rows × 8")
+    assert text.startswith("495 rows × 8, 5 others as queries")
     assert "HTTP" not in text
 
 
@@ -121,6 +124,36 @@ def test_bench_starts_a_node_of_its_own() -> None:
     text = _call("bench", rows=300, dim=8, seconds=0.1, queries=5, connections=2)
 
     assert "HTTP: exact search, 2 connections" in text
+
+
+@pytest.mark.skipif(not index.available(), reason="faiss is not installed")
+def test_bench_draws_recall_and_throughput_of_engine_and_node(files: Path, monkeypatch, settings) -> None:
+    settings.MLVDB_INDEX_MIN_ROWS = 1000
+    monkeypatch.setattr(node_side, "QUIET_S", 1.0)
+    for name, value in {"INDEX_MIN_ROWS": "1000", "TAIL_REST_BYTES": "1024", "MERGE_REST_S": "0"}.items():
+        monkeypatch.setenv(f"MLVDB_{name}", value)
+    drawn = files / "recall.svg"
+
+    text = _call("bench", files / "digits.npy", seconds=0.1, connections=2, queries=20, picture=drawn)
+
+    found = {
+        (side, float(recall)): float(line.split()[-1])
+        for line in text.splitlines()
+        for side, recall in re.findall(r"(engine|HTTP): search at recall ([\d.]+),", line)
+    }
+    assert {recall for _side, recall in found} == set(RECALLS)
+    assert len(found) == 2 * len(RECALLS)
+    # Twenty queries are few; what is promised is tested elsewhere.
+    assert all(have >= asked - 0.1 for (_side, asked), have in found.items())
+    assert "HTTP: ingest until indexed" in text
+    svg = drawn.read_text()
+    assert svg.count("<polyline") == 2
+    assert svg.count("<circle") == 2 * (len(RECALLS) + 1)
+
+
+def test_bench_says_before_it_measures_that_a_picture_has_no_place(tmp_path: Path) -> None:
+    with pytest.raises(CommandError, match="no directory"):
+        _call("bench", rows=500, dim=8, engine_only=True, picture=tmp_path / "none" / "recall.svg")
 
 
 @pytest.mark.parametrize(

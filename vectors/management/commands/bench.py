@@ -1,4 +1,4 @@
-"""`manage.py bench`: how fast this machine searches and writes, in one table."""
+"""`manage.py bench`: how fast this machine searches at which recall, and writes: one table, and a picture."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ import numpy as np
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from vectors.bench.measures import BenchData, LoadFailed, Measure, bench_data, engine_measures, http_measures, table
+from vectors.bench.curve_picture import picture
+from vectors.bench.data import BenchData, held_out, random_rows
+from vectors.bench.engine_side import engine_measures
+from vectors.bench.load import LoadFailed
+from vectors.bench.measures import Measure, table
+from vectors.bench.node_side import http_measures
 from vectors.bench.private_node import NodeFailed, private_node
 from vectors.client import ClientError
 from vectors.transfer.places import API_KEY_VARIABLE, PlaceError, open_place
@@ -23,18 +28,22 @@ class Command(BaseCommand):
     """Measures the engine in this process, then a node of its own, or the one at `--url`."""
 
     help = (
-        "Measure exact search (top 10, cosine) and ingest, in the engine and over HTTP: on a node started for it in a"
-        " temporary directory, or on the one at --url, in a namespace that is dropped afterwards."
+        "Measure search (top 10, cosine) at several recalls, and ingest, in the engine and over HTTP: on a node started"
+        " for it in a temporary directory, or on the one at --url, in a namespace that is dropped afterwards. Rows of"
+        " the file are taken out to be the queries."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Declare the options."""
-        parser.add_argument("file", type=Path, nargs="?", help="rows to measure with: .npy or .npz (default: random)")
+        parser.add_argument("file", type=Path, nargs="?", help="rows to measure with: .npy or .npz (default: made up)")
         parser.add_argument("--rows", type=int, help="how many rows (default: the file's, or 20,000)")
         parser.add_argument("--dim", type=int, default=384, help="dimension of random rows (%(default)s)")
         parser.add_argument("--seconds", type=float, default=3.0, help="length of each measurement (%(default)s)")
         parser.add_argument("--connections", type=int, default=8, help="connections of the load (%(default)s)")
-        parser.add_argument("--queries", type=int, default=200, help="different queries (%(default)s)")
+        parser.add_argument("--queries", type=int, default=500, help="different queries (%(default)s)")
+        parser.add_argument(
+            "--picture", metavar="FILE.svg", type=Path, help="draw recall and throughput into this file"
+        )
         parser.add_argument("--engine-only", action="store_true", help="leave out what goes over HTTP")
         parser.add_argument("--url", help="measure the node at this URL")
         parser.add_argument("--api-key", metavar="KEY", help="key with scope write (or the variable MLVDB_API_KEY)")
@@ -44,12 +53,15 @@ class Command(BaseCommand):
         for name in ("rows", "dim", "connections", "queries", "seconds"):
             if options[name] is not None and options[name] <= 0:
                 raise CommandError(f"--{name} must be above 0")
-        rows = self._rows(options)
-        data = bench_data(rows, queries=options["queries"])
+        target: Path | None = options["picture"]
+        if target is not None and not target.parent.is_dir():
+            raise CommandError(f"--picture: there is no directory {target.parent}")
+        data = BenchData(*held_out(self._rows(options), queries=options["queries"]))
+        size = f"{len(data.rows):,} rows × {data.rows.shape[1]}"
         self.stdout.write(
-            f"{len(rows):,} rows × {rows.shape[1]}, exact top 10 by cosine; {_machine()}; numpy {np.__version__}"
+            f"{size}, {len(data.queries)} others as queries, top 10 by cosine; {_machine()}; numpy {np.__version__}"
         )
-        measures = engine_measures(data, seconds=options["seconds"])
+        measures = engine_measures(data, seconds=options["seconds"], min_rows=settings.MLVDB_INDEX_MIN_ROWS)
         if not options["engine_only"]:
             try:
                 measures += self._over_http(data, options)
@@ -57,6 +69,8 @@ class Command(BaseCommand):
                 raise CommandError(str(error)) from None
         for line in table(measures):
             self.stdout.write(line)
+        if target is not None:
+            self._draw(measures, target, f"{size}, {_machine()}")
 
     def _over_http(self, data: BenchData, options: dict[str, Any]) -> list[Measure]:
         def measure(url: str) -> list[Measure]:
@@ -66,6 +80,7 @@ class Command(BaseCommand):
                 api_key=options["api_key"] or (os.environ.get(API_KEY_VARIABLE) if options["url"] else None),
                 seconds=options["seconds"],
                 connections=options["connections"],
+                min_rows=settings.MLVDB_INDEX_MIN_ROWS,
             )
 
         if options["url"]:
@@ -74,10 +89,16 @@ class Command(BaseCommand):
         with private_node(settings.BASE_DIR / "manage.py") as url:
             return measure(url)
 
+    def _draw(self, measures: list[Measure], target: Path, title: str) -> None:
+        try:
+            target.write_text(picture(measures, title=title))
+        except OSError as error:
+            raise CommandError(str(error)) from None
+        self.stdout.write(f"{target} drawn")
+
     def _rows(self, options: dict[str, Any]) -> np.ndarray:
         if options["file"] is None:
-            count = options["rows"] or 20_000
-            return np.random.default_rng(0).normal(size=(count, options["dim"])).astype(np.float32)
+            return random_rows(options["rows"] or 20_000, options["dim"])
         try:
             source = open_source(options["file"])
             count = options["rows"] or source.rows or 2**62

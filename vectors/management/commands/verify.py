@@ -40,6 +40,8 @@ class Command(BaseCommand):
                 raise CommandError(error.message) from error
             for name, (rows, digest) in result.digests.items():
                 self.stdout.write(f"{result.shard}: namespace {name}: {rows} rows, digest {digest}")
+            for note in result.notes:
+                self.stdout.write(f"{result.shard}: {note}")
             for finding in result.findings:
                 self.stderr.write(f"{result.shard}: {finding}")
             findings += len(result.findings)
