@@ -116,7 +116,12 @@ def _rows(text: str, pattern: str) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 @pytest.mark.parametrize(
-    ("part", "said"), [("replication", "empty nodes were started"), ("sharding", "Meanwhile"), ("both", "Write at")]
+    ("part", "said"),
+    [
+        pytest.param("replication", "empty nodes were started", marks=pytest.mark.long),
+        ("sharding", "Meanwhile"),
+        pytest.param("both", "Write at", marks=pytest.mark.long),
+    ],
 )
 def test_an_interrupted_part_of_the_example_ends_all_that_it_started(
     tmp_path: Path, part: str, said: str, number: signal.Signals

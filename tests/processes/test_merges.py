@@ -127,6 +127,7 @@ def test_a_load_is_merged_and_indexed_while_workers_are_killed_and_exact_searche
     assert f"{alive.sum()} rows" in verified.stdout
 
 
+@pytest.mark.long
 def test_merges_go_on_without_a_broker(node: NodeProcess) -> None:
     values = rows(3000)
     put(node, values, start=0)

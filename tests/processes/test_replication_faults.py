@@ -153,7 +153,7 @@ def test_a_replica_behind_the_kept_log_gets_a_full_sync_by_itself_while_writes_g
     cluster.prove(recorder.history)
 
 
-@pytest.mark.parametrize("crash", ["sender", "receiver"])
+@pytest.mark.parametrize("crash", ["sender", pytest.param("receiver", marks=pytest.mark.long)])
 def test_a_full_sync_goes_on_after_a_crash_of_either_side(cluster, recorder, crash):
     syncs, link = full_syncs(cluster), cluster.links["replica_1"]
     behind = cluster.position("replica_1")
