@@ -3,7 +3,7 @@
 Preconditions: none; whoever finds the lease taken leaves it at that. A measure opens the shard copy from its newest
 manifest alone: rows that no segment has yet are searched exactly, so without them recall is only underrated. Afterwards
 each namespace has one more row of history, and one that fell short a wish for new indexes (`vectors.recall.requests`)
-and a line in the log.
+and a line in the log; of dropped namespaces nothing is left: no query, no measure, no wish.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from functools import partial
 from vectors.engine.namespace import NamespaceView
 from vectors.models import Namespace, RecallMeasure, ShardHead
 from vectors.recall.comparing import Compared, compared, indexed_rows, own_rows_of
-from vectors.recall.measures import latest_of, measure_add
+from vectors.recall.measures import latest_of, measure_add, measures_prune
+from vectors.recall.requests import requests_prune
 from vectors.recall.samples import sample_of, samples_prune
 from vectors.store import leases, recovery
 from vectors.store.low_priority import at_low_priority
@@ -37,7 +38,9 @@ def recall_measure(head: ShardHead, *, owner: str, only: Collection[str] | None 
     One run takes about two minutes at most; what it does not come to is first in the next one.
     """
     samples_prune()
-    lease = leases.take_lease(f"recall:{head.pk}", owner)
+    measures_prune()
+    requests_prune()
+    lease = leases.take_lease(leases.recall_lease(head.pk), owner)
     if lease is None:
         return []
     with lease:

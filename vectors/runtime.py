@@ -163,14 +163,15 @@ class ShardRuntime:
         if fresh.head.incarnation != opened.head.incarnation:
             # Cut back or refilled: the next request finds that out, and has nothing to take over from this engine.
             return False
-        if fresh.damage:
-            # This engine still has every row: it goes on, while the damage keeps writes out.
-            self._unfit_manifest = head.manifest
-            return False
         with self._lock:
             if self._opened is not opened:
                 return False
-            recovery.catch_up(fresh, through=max(fresh.engine.seq, opened.engine.seq))
+            if not fresh.damage:
+                recovery.catch_up(fresh, through=max(fresh.engine.seq, opened.engine.seq))
+            if fresh.damage:
+                # This engine still has every row: it goes on, while the damage keeps writes out.
+                self._unfit_manifest = fresh.manifest.number
+                return False
             fresh.engine.adopt_results(opened.engine)
             self._opened = fresh
         logger.info("segments_swapped shard=%s manifest=%d seq=%d", head.label, fresh.manifest.number, fresh.engine.seq)
@@ -314,20 +315,30 @@ class Runtime:
 
     def _look_after(self) -> None:
         heads = log.read_heads()
+        failed: Exception | None = None
         for head in heads:
-            shard = self.shard(head.shard_id)
-            shard.caught_up(head, timeout_s=settings.MLVDB_IDLE_CATCH_UP_S if shard.is_open else 3600.0)
-            if shard.swap():
-                release_memory()
-            shard.look_for_rest(head)
+            try:
+                self._look_after_shard(head)
+            except Exception as error:
+                # A shard whose files cannot be read, say: the others are looked after all the same.
+                failed = failed or error
         self.queries.flush()
         self._memory_bytes = self.memory_bytes()
         gone = set(self._shards) - {head.shard_id for head in heads}
         for shard_id in gone:
             del self._shards[shard_id]
+        if failed is not None:
+            raise failed
         if not self._warm.is_set():
             release_memory()
             self._warm.set()
+
+    def _look_after_shard(self, head: log.Head) -> None:
+        shard = self.shard(head.shard_id)
+        shard.caught_up(head, timeout_s=settings.MLVDB_IDLE_CATCH_UP_S if shard.is_open else 3600.0)
+        if shard.swap():
+            release_memory()
+        shard.look_for_rest(head)
 
 
 _runtime: Runtime | None = None

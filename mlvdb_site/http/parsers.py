@@ -7,6 +7,7 @@ are no JSON (RFC 8259); numbers beyond a double are refused too.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from hmac import compare_digest
 from queue import Empty, SimpleQueue
@@ -22,6 +23,7 @@ from mlvdb_site.http.errors import RequestError
 
 _PIECE_BYTES = 256 * 1024
 _WAIT_TO_READ_S = 0.5
+_LENGTH = re.compile("[0-9]{1,20}").fullmatch
 
 # A thread that reads a body waits for its client, who may be slow, or never go on. Two threads of a worker are kept
 # from it, so that no number of such clients takes the node from those who only ask. A queue of permits, since each
@@ -103,8 +105,11 @@ class MsgpackParser(BaseParser):
                 max_ext_len=0,
             )
         except (ValueError, TypeError, msgpack.UnpackException) as error:
+            # Two of its errors have no words of their own.
+            silent = {msgpack.FormatError: "a byte begins no value", msgpack.StackError: "it is nested too deep"}
+            reason = str(error) or silent.get(type(error), type(error).__name__)
             raise RequestError(
-                f"the body is not valid msgpack: {error}", code="invalid_msgpack", field="body"
+                f"the body is not valid msgpack: {reason}", code="invalid_msgpack", field="body"
             ) from None
         return _object(data)
 
@@ -145,10 +150,9 @@ def _bounded_body(request: HttpRequest, limit: int) -> bytes:
 
 
 def _read_announced(request: HttpRequest, text: str, limit: int) -> bytes:
-    try:
-        length = int(text)
-    except ValueError:
-        raise RequestError("Content-Length must be a whole number", field="Content-Length") from None
+    if not _LENGTH(text):
+        raise RequestError("Content-Length must be a whole number", field="Content-Length")
+    length = int(text)
     if length > limit:
         raise _too_large(limit)
     _take_permit()

@@ -6,6 +6,7 @@ import os
 import uuid
 
 import numpy as np
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -67,6 +68,12 @@ def test_the_integer_7_and_the_string_7_differ():
 def test_an_integer_in_a_path_that_is_too_large_is_refused():
     with pytest.raises(InvalidInput):
         ids.key_of_text("9" * 4000)
+
+
+@pytest.mark.parametrize("number", [2**64, -(2**63) - 1, 10**30])
+def test_an_integer_that_json_could_only_read_as_a_float_is_refused_as_too_large(number):
+    with pytest.raises(InvalidInput, match="must fit in 64 bits"):
+        ids.key_of(orjson.loads(str(number)))
 
 
 def test_slots_are_those_of_the_redis_cluster_hash():

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from tests.engine.oracle import Oracle
 from tests.engine.test_engine_oracle import DIMENSION, UID, filters, operations, run, vectors
+from vectors.bench.engine_side import frozen_part
 from vectors.engine import ids, search
-from vectors.engine.distances import Query, squared_norms
+from vectors.engine.distances import Query
 from vectors.engine.ids import SLOT_COUNT
 from vectors.engine.namespace import NamespaceEngine, NamespaceSpec
 from vectors.engine.operations import ClearSlots, NamespacePut, PayloadError, SetSlots, Upsert, decode, encode
-from vectors.engine.packed import PackedBytes, pack
 from vectors.engine.parts import FrozenPart
 from vectors.engine.shard import ShardEngine
 from vectors.engine.slots import ALL_SLOTS, NO_SLOTS, PACKED_BYTES, SlotSet
@@ -105,19 +105,8 @@ def frozen_of(view) -> FrozenPart:
     rows, _ = search.scroll(view, limit=1000, after=None, filter=None)
     keys = [key for key, _, _ in rows]
     matrix = np.array([part.part.matrix[row] for _, part, row in rows], dtype=np.float32).reshape(-1, DIMENSION)
-    hashes = ids.hashes_of(keys)
-    order = np.argsort(hashes, kind="stable")
-    return FrozenPart(
-        uid="f" * 32,
-        matrix=matrix,
-        squared_norms=squared_norms(matrix),
-        slots=ids.slots_of(keys),
-        seqs=np.array([part.part.seqs[row] for _, part, row in rows], dtype=np.int64),
-        keys=PackedBytes(*pack(keys)),
-        metadata=PackedBytes(*pack([part.part.metadata[row] for _, part, row in rows])),
-        sorted_hashes=hashes[order],
-        hash_rows=order.astype(np.uint32),
-    )
+    seqs = np.array([part.part.seqs[row] for _, part, row in rows], dtype=np.int64)
+    return frozen_part(matrix, keys, [part.part.metadata[row] for _, part, row in rows], seqs=seqs)
 
 
 @given(before=operations, after=operations, slots=st.lists(some_slots, min_size=2, max_size=3), query=vectors)

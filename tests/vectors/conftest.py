@@ -32,9 +32,9 @@ class Shard:
         """Checkpoint now."""
         return checkpoint_run(self.head.uid, owner="test")
 
-    def merge(self, *, rest_s: float = 0.0) -> MergeResult | None:
+    def merge(self, *, tiers_alone: bool = False) -> MergeResult | None:
         """Merge and index now, taking the log to be at rest."""
-        return merge_run(self.head.uid, owner="test", rest_s=rest_s)
+        return merge_run(self.head.uid, owner="test", rest_s=0.0, tiers_alone=tiers_alone)
 
     def restart(self) -> None:
         """Throw the engines away, as a killed process does."""
@@ -63,6 +63,13 @@ def shard(transactional_db, settings, tmp_path) -> Iterator[Shard]:
     runtime.reset()
     yield Shard(ensure_local_shard(), LocalQueryProcessor())
     runtime.reset()
+
+
+@pytest.fixture
+def small_indexes(settings) -> None:
+    """Segments of a few hundred rows get an index."""
+    settings.MLVDB_INDEX_MIN_ROWS = 300
+    settings.MLVDB_INDEX_THREADS = 1
 
 
 @pytest.fixture

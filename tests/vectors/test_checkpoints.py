@@ -340,3 +340,22 @@ def test_verify_beside_a_checkpoint_reports_no_loss(shard, batch, monkeypatch):
 
     monkeypatch.setattr(log, "read_after", checkpoint_first)
     assert verify_shard(shard.head).findings == []
+
+
+def test_a_full_disk_is_rid_of_what_a_killed_writer_left(shard, batch, monkeypatch):
+    """That may be what fills it: nothing else would ever take it away, since no checkpoint comes to its end."""
+    shard.queries.upsert_many(batch(0, 10), namespace="a")
+    crash_in("_commit", shard.head)
+    directory = segment_directory(shard.head.uid, Namespace.objects.get().uid)
+    assert len(list(directory.iterdir())) == 1
+
+    def full(self, data):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(segment_writing._ChecksummedFile, "write", full)
+        with pytest.raises(StorageFull):
+            shard.checkpoint()
+    assert not directory.exists() or list(directory.iterdir()) == []
+    assert ShardHead.objects.get().manifest == 0
+    assert shard.checkpoint().rows_written == 10

@@ -14,6 +14,7 @@ from vectors.errors import ShardDamaged, StorageError
 from vectors.models import LogEntry, Manifest, Namespace, ShardHead
 from vectors.query_processor import RequestOptions, SearchRequest
 from vectors.store import recovery
+from vectors.store.copies import shard_create
 from vectors.store.manifests import segment_directory
 from vectors.store.verify import verify_shard
 
@@ -165,6 +166,49 @@ def test_an_engine_that_has_every_row_is_not_exchanged_for_a_damaged_one(shard, 
     assert not serving.swap()
     assert serving.fresh(timeout_s=10).engine.view("a").count == 20
     assert ShardHead.objects.get().damage["segments"][0]["rows"] == 20
+
+
+def test_an_engine_is_not_exchanged_for_one_that_meets_a_torn_record_on_the_way(shard, batch, monkeypatch):
+    """The record is read for the new engine only when writers wait for the exchange; the old one has its rows."""
+    shard.queries.upsert_many(batch(0, 20), namespace="a")
+    serving = runtime.ShardRuntime(shard.head.pk, budget=None)
+    serving.fresh(timeout_s=10)
+    shard.checkpoint()
+    open_shard = recovery.open_shard
+
+    def open_and_be_overtaken(*args, **names):
+        fresh = open_shard(*args, **names)
+        monkeypatch.setattr(recovery, "open_shard", open_shard)
+        shard.queries.upsert_many(batch(20, 10), namespace="a")
+        serving.fresh(timeout_s=10)
+        tear(ShardHead.objects.get().last_seq)
+        return fresh
+
+    monkeypatch.setattr(recovery, "open_shard", open_and_be_overtaken)
+    assert not serving.swap()
+    assert serving.opened.engine.view("a").count == 30
+    assert "log" in ShardHead.objects.get().damage
+
+
+def test_a_shard_that_cannot_be_opened_keeps_nobody_from_looking_after_the_others(shard, batch, monkeypatch):
+    """Nobody but the background thread maps new segments, and lets go of the tails that they cover."""
+    other = shard_create("b" * 32, "shard_1")
+    node = runtime.Runtime()
+    caught_up = runtime.ShardRuntime.caught_up
+
+    def unless_it_is_the_first(self, head, *, timeout_s):
+        if self.shard_id == shard.head.pk:
+            raise StorageError("a file failed")
+        return caught_up(self, head, timeout_s=timeout_s)
+
+    with monkeypatch.context() as failing:
+        failing.setattr(runtime.ShardRuntime, "caught_up", unless_it_is_the_first)
+        with pytest.raises(StorageError):
+            node._look_after()
+    assert node.shard(other.pk).is_open
+    assert not node.readiness().ready
+    node._look_after()
+    assert node.readiness().ready
 
 
 def test_a_process_out_of_file_descriptors_marks_no_damage(shard, batch, monkeypatch):

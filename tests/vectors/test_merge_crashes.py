@@ -9,7 +9,7 @@ import pytest
 
 from tests.vectors.crash_lines import killed_at, lines_of
 from vectors import runtime
-from vectors.engine import ids, index
+from vectors.engine import ids
 from vectors.models import Lease, ShardHead
 from vectors.store import (
     checkpoint,
@@ -71,9 +71,7 @@ def found(shard):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "with_index", [False, pytest.param(True, marks=pytest.mark.skipif(not index.available(), reason="no faiss"))]
-)
+@pytest.mark.parametrize("with_index", [False, True])
 def test_a_merge_killed_before_any_line_leaves_the_old_segments_or_the_new_ones(
     shard, batch, settings, tmp_path, monkeypatch, with_index
 ):

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import pytest
 from django.core.management import call_command
 
 from mlvdb_site.celery import MERGE, app
 from mlvdb_site.processes import checkpoints
 from mlvdb_site.processes.checkpoints import CheckpointWatch
-from tests.vectors.test_merging import load, segments
-from vectors import tasks
+from tests.vectors.merges import load, segments
+from vectors import runtime, tasks
 from vectors.engine import ids
 from vectors.models import ShardHead
 from vectors.query_processor import LocalQueryProcessor
@@ -118,10 +116,33 @@ def test_the_merge_task_asks_for_a_measure_of_new_indexes_and_to_be_continued(sh
     load(shard, batch, 700)
     monkeypatch.setattr(tasks, "_MERGE_TIME_S", 0.0)
     tasks.merge_shard(shard.head.uid)
-    assert (measured, again) == ([], [shard.head.uid] if find_spec("faiss") else [])
+    assert (measured, again) == ([], [shard.head.uid])
     monkeypatch.setattr(tasks, "_MERGE_TIME_S", 60.0)
     tasks.merge_shard(shard.head.uid)
-    assert bool(measured) is (find_spec("faiss") is not None)
+    assert len(measured) == 1
     tasks.merge_shard(shard.head.uid)
     tasks.merge_shard("f" * 32)
-    assert len(measured) <= 1
+    assert len(measured) == 1
+
+
+def test_tasks_checkpoint_a_tail_at_rest_and_ask_for_a_merge(shard, batch, monkeypatch):
+    asked = []
+    monkeypatch.setattr(tasks, "merge_request", asked.append)
+    load(shard, batch, 30, dimension=4)
+    shard.queries.upsert_many(batch(100, 20, dimension=4), namespace="a")
+    seq = ShardHead.objects.get().last_seq
+    tasks.checkpoint_rested(shard.head.uid, seq)
+    assert ShardHead.objects.get().manifest_seq == seq
+    assert asked == [shard.head.uid]
+    tasks.checkpoint_rested(shard.head.uid, seq)
+    tasks.checkpoint_sweep()
+    assert asked == [shard.head.uid] * 2
+
+
+def test_a_long_tail_that_gets_no_entry_is_told(shard, batch, settings, wait_for):
+    settings.MLVDB_TAIL_REST_BYTES = 1024
+    told = []
+    shard.queries.upsert_many(batch(0, 300), namespace="a")
+    runtime.runtime().shard(shard.head.pk).on_rest = lambda uid, seq: told.append((uid, seq))
+    wait_for(lambda: told)
+    assert told == [(shard.head.uid, ShardHead.objects.get().last_seq)]

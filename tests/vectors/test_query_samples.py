@@ -81,6 +81,17 @@ class TestRows:
         samples_add("a", numbered(5, 2))
         assert QuerySample.objects.count() == 0
 
+    def test_those_that_are_there_go_where_none_are_wanted_any_more(self, shard, batch, settings):
+        shard.queries.upsert_many(batch(0, 1), namespace="a")
+        uid = Namespace.objects.get(name="a").uid
+        samples_add(uid, numbered(0, 4))
+        settings.MLVDB_RECALL_SAMPLES = 3
+        samples_prune()
+        assert first_numbers(uid) == [3, 2, 1]
+        settings.MLVDB_RECALL_SAMPLES = 0
+        samples_prune()
+        assert not QuerySample.objects.exists()
+
     def test_those_of_a_dropped_namespace_go(self, shard, batch):
         for name in ("a", "b"):
             shard.queries.upsert_many(batch(0, 1), namespace=name)
@@ -174,10 +185,12 @@ class TestReservoir:
 class TestSearches:
     @pytest.fixture
     def offered(self, shard, batch, settings, monkeypatch) -> list[tuple[str, list[float]]]:
-        """What searches of a namespace of 120 rows, among which an index is worth while, offer."""
-        settings.MLVDB_INDEX_MIN_ROWS = 100
-        shard.queries.upsert_many(batch(0, 120), namespace="large")
-        shard.queries.upsert_many(batch(0, 99), namespace="small")
+        """What searches of a namespace of 300 rows, among which an index is worth while, offer."""
+        settings.MLVDB_INDEX_MIN_ROWS = 290
+        shard.queries.upsert_many(batch(0, 300, dimension=16), namespace="large")
+        shard.queries.upsert_many(batch(0, 289, dimension=16), namespace="small")
+        shard.queries.upsert_many(batch(0, 300, dimension=15), namespace="narrow")
+        shard.queries.upsert_many(batch(0, 260, dimension=768), namespace="wide")
         offers: list[tuple[str, list[float]]] = []
         names = dict(Namespace.objects.values_list("uid", "name"))
         monkeypatch.setattr(
@@ -185,15 +198,21 @@ class TestSearches:
         )
         return offers
 
-    QUERY = np.array([1, 2, 3, 4], dtype=np.float32)
+    QUERY = np.arange(1, 17, dtype=np.float32)
 
     def test_a_search_of_enough_rows_offers_its_query(self, shard, offered):
         shard.queries.find_similar(SearchRequest(query=self.QUERY), namespace="large")
         shard.queries.find_similar(SearchRequest(query=self.QUERY, recall=0.9, metric="cosine"), namespace="large")
-        assert offered == [("large", [1, 2, 3, 4])] * 2
+        assert offered == [("large", self.QUERY.tolist())] * 2
+
+    def test_rows_of_many_dimensions_get_an_index_when_they_are_fewer_and_are_sampled_as_early(self, shard, offered):
+        wide = np.ones(768, dtype=np.float32)
+        shard.queries.find_similar(SearchRequest(query=wide), namespace="wide")
+        assert offered == [("wide", wide.tolist())]
 
     def test_a_search_that_no_index_will_answer_offers_none(self, shard, offered):
         shard.queries.find_similar(SearchRequest(query=self.QUERY), namespace="small")
+        shard.queries.find_similar(SearchRequest(query=self.QUERY[:15]), namespace="narrow")
         shard.queries.find_similar(SearchRequest(query=self.QUERY, exact=True), namespace="large")
         shard.queries.find_similar(SearchRequest(query=self.QUERY, metric="l2"), namespace="large")
         assert offered == []
@@ -206,7 +225,7 @@ class TestSearches:
             SearchRequest(query=self.QUERY * 4),
         ]
         shard.queries.search_batch(searches, namespace="large")
-        assert offered == [("large", [1, 2, 3, 4]), ("large", [4, 8, 12, 16])]
+        assert offered == [("large", self.QUERY.tolist()), ("large", (self.QUERY * 4).tolist())]
 
     def test_none_are_offered_when_none_are_wanted(self, shard, offered, settings):
         settings.MLVDB_RECALL_SAMPLES = 0
@@ -219,8 +238,8 @@ class TestSearches:
                 shard.queries.find_similar(SearchRequest(query=self.QUERY), namespace="large")
             return len(captured)
 
-        settings.MLVDB_INDEX_MIN_ROWS = 100
-        shard.queries.upsert_many(batch(0, 120), namespace="large")
+        settings.MLVDB_INDEX_MIN_ROWS = 290
+        shard.queries.upsert_many(batch(0, 300, dimension=16), namespace="large")
         settings.MLVDB_RECALL_SAMPLES = 0
         without = statements()
         settings.MLVDB_RECALL_SAMPLES = 200

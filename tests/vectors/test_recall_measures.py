@@ -12,7 +12,7 @@ from tests.vectors.blinkered import blinkers_on
 from tests.vectors.conftest import Shard
 from vectors import measuring, tasks
 from vectors.engine import ids
-from vectors.models import Namespace, RecallMeasure, ShardHead
+from vectors.models import IndexRequest, Namespace, RecallMeasure, ShardHead
 from vectors.recall import comparing, requests
 from vectors.recall.comparing import Compared, compared, indexed_rows, own_rows_of, tuned_recall
 from vectors.recall.measures import measure_add, shortfalls
@@ -265,6 +265,15 @@ class TestMeasuring:
         shard.queries.namespace_drop("gone")
         measure()
         assert sample_of(gone.uid, 6) is None
+
+    def test_measures_and_wishes_of_dropped_namespaces_go(self, shard, measure, books, batch):
+        measure(sees=5)
+        assert RecallMeasure.objects.filter(namespace=books).exists()
+        assert wishes(shard)
+        shard.queries.namespace_drop("books")
+        measure()
+        assert not RecallMeasure.objects.exists()
+        assert not IndexRequest.objects.exists()
 
     def test_the_history_is_bounded(self, books, monkeypatch):
         monkeypatch.setattr("vectors.recall.measures._HISTORY", 5)

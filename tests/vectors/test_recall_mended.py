@@ -16,8 +16,6 @@ from vectors.recall.samples import sample_of
 from vectors.store import recovery
 from vectors.store.merging import merge_run
 
-pytest.importorskip("faiss")
-
 ROWS, DIMENSION = 12_000, 64
 
 

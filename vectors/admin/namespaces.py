@@ -13,7 +13,7 @@ from typing import Any
 from django.contrib import admin, messages
 from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import PermissionDenied
-from django.db.models import QuerySet
+from django.db.models import Min, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, HttpResponseRedirect
 from django.template.defaultfilters import filesizeformat
 from django.template.response import TemplateResponse
@@ -42,6 +42,14 @@ _REFUSAL = "_namespace_refusal"
 
 class NamespaceList(ChangeList):
     """A page of namespaces, each with what the engine knows of it: one call for the page."""
+
+    def get_queryset(
+        self, request: HttpRequest, exclude_parameters: list[str | None] | None = None
+    ) -> QuerySet[Namespace]:
+        """Return each namespace once, however many shards have a part of it here: what is shown is of all of them."""
+        once = namespaces_alive().order_by().values("uid").annotate(first=Min("pk")).values("first")
+        found: QuerySet[Namespace] = super().get_queryset(request, exclude_parameters)
+        return found.filter(pk__in=once)
 
     def get_results(self, request: HttpRequest) -> None:
         """Find the rows of the page and give each its `info`."""
@@ -272,18 +280,22 @@ class NamespaceAdmin(admin.ModelAdmin):
     @admin.action(description="Checkpoint now: turn the tail into segments", permissions=["change"])
     def checkpoint(self, request: HttpRequest, queryset: QuerySet[Namespace]) -> None:
         """Ask for a checkpoint of the shards that the namespaces lie on."""
-        asked = {shard.pk for shard in checkpoint_ask(request, shards_of(queryset))}
+        parts = _parts(queryset)
+        asked = {shard.pk for shard in checkpoint_ask(request, shards_of(parts))}
+        uids = {part.uid for part in parts if part.shard_id in asked}
         for namespace in queryset:
-            if namespace.shard_id in asked:
+            if namespace.uid in uids:
                 self.log_change(request, namespace, "Asked for a checkpoint.")
 
     @admin.action(description="Measure recall now", permissions=["change"])
     def measure_recall(self, request: HttpRequest, queryset: QuerySet[Namespace]) -> None:
         """Ask for a measure of the namespaces that have an index."""
-        namespaces = list(queryset.select_related("shard"))
-        _inform(request, namespaces)
-        for namespace in recall_ask(request, [(row, _info(row)) for row in namespaces]):
-            self.log_change(request, namespace, "Asked for a measure of its recall.")
+        parts = list(_parts(queryset).select_related("shard"))
+        _inform(request, parts)
+        uids = {part.uid for part in recall_ask(request, [(part, _info(part)) for part in parts])}
+        for namespace in queryset:
+            if namespace.uid in uids:
+                self.log_change(request, namespace, "Asked for a measure of its recall.")
 
     # The page of vectors.
 
@@ -313,6 +325,11 @@ class NamespaceAdmin(admin.ModelAdmin):
             "has_change_permission": self.has_change_permission(request, namespace),
         }
         return TemplateResponse(request, "admin/vectors/namespace/vectors.html", context, status=status)
+
+
+def _parts(namespaces: QuerySet[Namespace]) -> QuerySet[Namespace]:
+    """Return namespaces in all shards that have a part of them here."""
+    return namespaces_alive().filter(uid__in=namespaces.order_by().values("uid")).order_by("name", "pk")
 
 
 def _info(namespace: Namespace) -> NamespaceInfo | None:

@@ -27,10 +27,15 @@ _SHOWN = 3
 class RecallMeasureAdmin(ReadOnlyAdmin):
     """What was measured, newest first."""
 
-    list_display = ("namespace", "measured", "promised", "verdict", "source", "index", "took", "measured_at")
+    list_display = ("namespace", "shard", "measured", "promised", "verdict", "source", "index", "took", "measured_at")
     list_filter = ("is_short", "is_real")
-    list_select_related = ("namespace",)
+    list_select_related = ("namespace__shard",)
     search_fields = ("namespace__name",)
+
+    @admin.display(description="shard", ordering="namespace__shard__label")
+    def shard(self, measure: RecallMeasure) -> str:
+        """Return the shard whose part of the namespace was measured."""
+        return measure.namespace.shard.label
 
     @admin.display(description="measured", ordering="recall")
     def measured(self, measure: RecallMeasure) -> str:
@@ -115,11 +120,14 @@ def wish_words(namespace: Namespace) -> str:
 def recall_ask(request: HttpRequest, namespaces: Sequence[tuple[Namespace, NamespaceInfo | None]]) -> list[Namespace]:
     """Ask for a measure of each namespace with an index, tell the person, and return those it was asked for."""
     by_shard: dict[str, list[Namespace]] = defaultdict(list)
+    exact: list[Namespace] = []
     for namespace, info in namespaces:
         if info is not None and not info.indexed_rows:
-            messages.info(request, f"{namespace} has no index: every search of it is exact.")
+            exact.append(namespace)
         else:
             by_shard[namespace.shard.uid].append(namespace)
+    for name in _names(exact):
+        messages.info(request, f"{name} has no index: every search of it is exact.")
     asked: list[Namespace] = []
     for shard_uid, rows in by_shard.items():
         if services.recall_measure_request(shard_uid, [row.uid for row in rows]):
@@ -127,9 +135,14 @@ def recall_ask(request: HttpRequest, namespaces: Sequence[tuple[Namespace, Names
         else:
             messages.error(request, "The broker is down and did not take the request. Nothing was measured.")
     if asked:
-        names = ", ".join(map(str, asked))
+        names = ", ".join(_names(asked))
         messages.success(request, f"The broker took the request: a Celery worker measures the recall of {names}.")
     return asked
+
+
+def _names(namespaces: Sequence[Namespace]) -> list[str]:
+    """Return the names, each once: of a namespace there may be a part in several shards."""
+    return list(dict.fromkeys(map(str, namespaces)))
 
 
 def recall_warnings() -> Sequence[str]:

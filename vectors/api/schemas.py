@@ -83,11 +83,14 @@ def component_schemas() -> dict[str, Schema]:
                 "took_ms": {"type": "number"},
                 "strategy": {
                     "type": "string",
-                    "enum": ["exact", "index", "index+exact"],
-                    "description": "Who proposed the rows that were scored exactly: all rows, indexes, or both.",
+                    "enum": ["exact", "index", "index+exact", ""],
+                    "description": "How rows were found: by looking at all, by indexes, or both; empty with an error.",
                 },
-                "candidates": {"type": "integer"},
-                "error": {"type": "string"},
+                "candidates": {
+                    "type": "integer",
+                    "description": "Rows that came so near to the best that their exact scores were compared.",
+                },
+                "error": {"type": "string", "description": "Why the shard has no part in the answer."},
             },
         },
         "NamespaceSettings": object_schema(

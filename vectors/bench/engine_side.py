@@ -52,6 +52,25 @@ def engine_measures(data: BenchData, *, seconds: float, min_rows: int) -> list[M
     return measures
 
 
+def frozen_part(
+    matrix: np.ndarray, keys: Sequence[bytes], metadata: Sequence[bytes], *, seqs: np.ndarray | None = None
+) -> FrozenPart:
+    """Return rows (n, d) float32, in the order of their keys, as a segment; `seqs` (n,) int64, all 1 when None."""
+    hashes = ids.hashes_of(keys)
+    order = np.argsort(hashes, kind="stable")
+    return FrozenPart(
+        uid="f" * 32,
+        matrix=matrix,
+        squared_norms=squared_norms(matrix),
+        slots=ids.slots_of(keys),
+        seqs=np.ones(len(matrix), dtype=np.int64) if seqs is None else seqs,
+        keys=PackedBytes(*pack(keys)),
+        metadata=PackedBytes(*pack(metadata)),
+        sorted_hashes=hashes[order],
+        hash_rows=order.astype(np.uint32),
+    )
+
+
 @dataclass(slots=True)
 class Segment:
     """Rows as one frozen segment of a namespace, their vectors and the index mapped from files as a node maps them."""
@@ -65,20 +84,7 @@ class Segment:
         np.save(directory / "vectors.npy", rows)
         matrix = np.load(directory / "vectors.npy", mmap_mode="r", allow_pickle=False)
         keys = [ids.key_of(row) for row in range(len(rows))]
-        hashes = ids.hashes_of(keys)
-        order = np.argsort(hashes, kind="stable")
-        part = FrozenPart(
-            uid="bench",
-            matrix=matrix,
-            squared_norms=squared_norms(matrix),
-            slots=ids.slots_of(keys),
-            seqs=np.ones(len(rows), dtype=np.int64),
-            keys=PackedBytes(*pack(keys)),
-            metadata=PackedBytes(*pack([b"{}"] * len(rows) if metadata is None else metadata)),
-            sorted_hashes=hashes[order],
-            hash_rows=order.astype(np.uint32),
-        )
-        return cls(part, directory)
+        return cls(frozen_part(matrix, keys, [b"{}"] * len(rows) if metadata is None else metadata), directory)
 
     def give_index(self, *, recall_target: float, threads: int) -> float | None:
         """Build the index, and return the seconds until it was open; None where none is made."""

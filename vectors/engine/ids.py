@@ -52,6 +52,9 @@ def key_of(value: object, *, field: str = "id") -> bytes:
         return INTEGER_TAG + (value + _OFFSET).to_bytes(8, "big")
     if isinstance(value, uuid.UUID):
         return UUID_TAG + value.bytes
+    if type(value) is float and value.is_integer() and abs(value) >= _OFFSET:
+        # What JSON makes of a longer integer.
+        raise InvalidInput("an integer id must fit in 64 bits", field=field)
     raise InvalidInput(f"an id is an integer or a string, got {type(value).__name__}", field=field)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import threading
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -45,18 +44,25 @@ class Part:
     rows: int
 
     def __init__(
-        self, *, capacity: int, rows: int, budget: ColumnBudget | None, sorted_ids: SortedIds | None = None
+        self,
+        *,
+        capacity: int,
+        rows: int,
+        keys: Sequence[bytes],
+        metadata: Sequence[bytes],
+        budget: ColumnBudget | None,
+        sorted_ids: SortedIds | None = None,
     ) -> None:
         self.rows = rows
+        self.keys, self.metadata = keys, metadata
         self._living = np.ones(capacity, dtype=bool)
         self._living_is_shared = False
         self.dead = 0
-        # The columns ask for rows through a weak reference, so that a dropped part is freed at once: a cycle would wait
-        # for the collector.
-        me = weakref.ref(self)
+        # Of what a part keeps nothing refers to it, so that a dropped part, and the files that it maps, are let go at
+        # once: a cycle would wait for the collector.
         self.columns = Columns(
-            lambda start, stop: _alive(me).metadata[start:stop],
-            lambda start, stop: _alive(me).keys[start:stop],
+            lambda start, stop: metadata[start:stop],
+            lambda start, stop: keys[start:stop],
             budget=budget,
             sorted_ids=sorted_ids,
         )
@@ -143,13 +149,6 @@ class Part:
         raise NotImplementedError
 
 
-def _alive(reference: weakref.ref[Part]) -> Part:
-    part = reference()
-    if part is None:
-        raise ReferenceError("the part of these columns is gone")
-    return part
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class PartView:
     """The first `rows` rows of a part; `living` (rows,) bool, or None when all are alive."""
@@ -203,19 +202,20 @@ class FrozenPart(Part):
         super().__init__(
             capacity=len(matrix),
             rows=len(matrix),
+            keys=keys,
+            metadata=metadata,
             budget=budget,
             sorted_ids=SortedIds(keys, lambda asked: rows_of.find(asked, ids.hashes_of(asked))),
         )
         self.uid = uid
         self.matrix, self.squared_norms, self.slots, self.seqs = matrix, squared_norms, slots, seqs
-        self.keys, self.metadata = keys, metadata
         self._sorted_hashes, self._hash_rows = sorted_hashes, hash_rows
         self.index: SegmentIndex | None = None
-        self._first: FrozenPart | None = None
-        self.selections = (budget or ColumnBudget(None)).shelf(self)
+        # As long as the columns, which all parts over the same files share.
+        self.selections = (budget or ColumnBudget(None)).shelf(self.columns)
         self._within: tuple[SlotSet, np.ndarray] | None = None
-        self._view: PartView | None = None
-        self._only: tuple[SlotSet, PartView, PartView] | None = None
+        self._shown: np.ndarray | None = None
+        self._only: tuple[SlotSet, np.ndarray | None, np.ndarray | None] | None = None
         if deleted is not None:
             self.kill(np.flatnonzero(deleted))
         self.dead_when_opened = self.dead
@@ -223,21 +223,21 @@ class FrozenPart(Part):
     def kill(self, rows: Sequence[int] | np.ndarray) -> None:
         """Mark living rows dead. Views that were handed out keep the map they have."""
         if len(rows):
-            self._view = None
+            self._shown = None
         super().kill(rows)
 
     def view(self) -> PartView:
-        """Return the rows as they are now: the same object until one dies, so that what is known of it can be kept."""
-        if self._view is None:
-            self._view = super().view()
-        return self._view
+        """Return the rows as they are now: with the same map until one dies, so that what is known of it is kept."""
+        view = super().view() if self._shown is None else PartView(self, self.rows, self._shown)
+        self._shown = view.living
+        return view
 
     def only(self, view: PartView, slots: SlotSet) -> PartView:
-        """Return a view of it with the rows of other slots taken for dead. The last answer is kept."""
+        """Return a view of it with the rows of other slots taken for dead. The last map is kept."""
         kept = self._only
-        if kept is None or kept[0] != slots or kept[1] is not view:
-            kept = self._only = (slots, view, _only(view, slots))
-        return kept[2]
+        if kept is None or kept[0] != slots or kept[1] is not view.living:
+            kept = self._only = (slots, view.living, _only(view, slots).living)
+        return PartView(self, view.rows, kept[2])
 
     def within(self, slots: SlotSet, rows: int) -> np.ndarray:
         """Return which rows lie in `slots`. The last answer is kept: rows stay where they are, dead or alive."""
@@ -257,10 +257,8 @@ class FrozenPart(Part):
         """Return a part over the same files for another engine: what was learnt of the rows is shared, which of them
         live is not. `deleted` (n,) bool."""
         part = copy.copy(self)
-        # The columns and selections live as long as the part they were made for.
-        part._first = self._first or self
         part._living, part._living_is_shared, part.dead = np.ones(self.rows, dtype=bool), False, 0
-        part._view = part._only = None
+        part._shown = part._only = None
         part.index = index
         if deleted is not None:
             part.kill(np.flatnonzero(deleted))
@@ -284,7 +282,8 @@ class FrozenPart(Part):
         """Bytes of the segment's arrays, its columns for filters and its index included."""
         arrays = (self.matrix, self.squared_norms, self.slots, self.seqs, self._sorted_hashes, self._hash_rows)
         beside = 0 if self.columns.stored is None else self.columns.stored.nbytes
-        beside += 0 if self.index is None else self.index.nbytes
+        index = self.index
+        beside += 0 if index is None else index.nbytes
         return sum(array.nbytes for array in arrays) + self.keys.nbytes + self.metadata.nbytes + beside
 
 
@@ -295,7 +294,7 @@ class TailPart(Part):
     metadata: list[bytes]
 
     def __init__(self, *, capacity: int, dimension: int, budget: ColumnBudget | None = None) -> None:
-        super().__init__(capacity=capacity, rows=0, budget=budget)
+        super().__init__(capacity=capacity, rows=0, keys=[], metadata=[], budget=budget)
         self.capacity = capacity
         self.matrix = np.empty((capacity, dimension), dtype=np.float32)
         self.squared_norms = np.empty(capacity, dtype=np.float64)
@@ -303,7 +302,6 @@ class TailPart(Part):
         self.seqs = np.empty(capacity, dtype=np.int64)
         self._text_bytes = np.empty(capacity, dtype=np.int64)
         self._all_text_bytes = 0
-        self.keys, self.metadata = [], []
 
     @property
     def room(self) -> int:

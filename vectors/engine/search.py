@@ -213,12 +213,14 @@ def _from_index(
 ) -> Sequence[np.ndarray | None]:
     """Return for searches for as many rows each what the part's index proposes; None where all are to be scored."""
     part = view.part
-    if not isinstance(part, FrozenPart) or part.index is None:
+    # Read once: another manifest may exchange it meanwhile.
+    index = part.index if isinstance(part, FrozenPart) else None
+    if index is None:
         return [None] * len(wanteds)
     queries = [wanted.query for wanted in wanteds]
     if not all(is_safe_in_float32(part, view.rows, query) for query in queries):
         return [None] * len(wanteds)
-    return part.index.propose_many(queries, k=wanteds[0].k, recall=recall, selection=selection)
+    return index.propose_many(queries, k=wanteds[0].k, recall=recall, selection=selection)
 
 
 def _keep_proposed(view: PartView, rows: np.ndarray, wanted: Wanted, floor: float) -> _Proposal:
@@ -230,7 +232,7 @@ def _propose(view: PartView, selection: Selection, wanted: Wanted, floor: float)
     if selection.mask is None:
         scan = products(view.part, view.rows, wanted.query, None)
         return _keep(view, scan, None, None, wanted.k, floor)
-    gathered = selection.gathered() if wanted.filter is not None else None
+    gathered = selection.gathered(view.part.matrix) if wanted.filter is not None else None
     if gathered is not None or selection.count < view.rows * _GATHER_SHARE:
         chosen = selection.rows
         scan = products(view.part, view.rows, wanted.query, chosen, gathered=gathered)

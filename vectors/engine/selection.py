@@ -17,13 +17,17 @@ _ALL = "all"
 
 
 class Selection:
-    """The rows of a view that are meant; `mask` (rows,) bool, None for all of them. Immutable to those who use it."""
+    """The rows of a view that are meant; `mask` (rows,) bool, None for all of them. Immutable to those who use it.
+
+    It may be kept on the part's own shelf, so it holds neither part nor matrix: a part that is let go is freed at once.
+    """
 
     def __init__(self, view: PartView, mask: np.ndarray | None) -> None:
-        self.part = view.part
         self.mask = mask
         self.total = view.rows
         self.count = view.rows if mask is None else int(np.count_nonzero(mask))
+        self._row_bytes = 4 * int(view.part.matrix.shape[1])
+        self._is_kept = isinstance(view.part, FrozenPart)
         self._uses = 0
         self._gathered: np.ndarray | None = None
         self._by_cell: tuple[object, np.ndarray] | None = None
@@ -43,12 +47,15 @@ class Selection:
         """Whether the next call of `gathered` has the rows at hand."""
         return self._gathered is not None
 
-    def gathered(self) -> np.ndarray | None:
-        """Return the vectors of `rows` side by side, (count, d) float32: from the second call on, if they are few."""
-        if self._gathered is None and self.count * self.part.matrix.shape[1] * 4 <= GATHERED_BYTES:
+    def gathered(self, matrix: np.ndarray) -> np.ndarray | None:
+        """Return the vectors of `rows` side by side, (count, d) float32: from the second call on, if they are few.
+
+        `matrix` (rows, d) float32 is the part's.
+        """
+        if self._gathered is None and self._is_kept and self.count * self._row_bytes <= GATHERED_BYTES:
             self._uses += 1
-            if self._uses > 1 and self._keeps:
-                self._gathered = self.part.matrix[self.rows]
+            if self._uses > 1:
+                self._gathered = matrix[self.rows]
         return self._gathered
 
     def by_cell(self, cells_of_rows: np.ndarray, cells: int) -> np.ndarray:
@@ -62,19 +69,14 @@ class Selection:
     @property
     def nbytes(self) -> int:
         """Bytes it takes at most, whatever it is asked."""
-        row_bytes = 4 * int(self.part.matrix.shape[1])
-        gathered = self.count * row_bytes if self.count * row_bytes <= GATHERED_BYTES else 0
-        return self.total + self.total // 8 + 8 * self.count + gathered
-
-    @property
-    def _keeps(self) -> bool:
-        return isinstance(self.part, FrozenPart)
+        gathered = self.count * self._row_bytes
+        return self.total + self.total // 8 + 8 * self.count + (gathered if gathered <= GATHERED_BYTES else 0)
 
 
 def select(view: PartView, filter: Filter | None) -> Selection:
     """Return the rows of a view that live and match; of frozen parts the answer is kept for the next search."""
     part = view.part
-    if not isinstance(part, FrozenPart):
+    if not isinstance(part, FrozenPart) or (filter is None and view.living is None):
         return Selection(view, _mask(view, filter))
     key = _ALL if filter is None else filter
     known: tuple[np.ndarray | None, Selection] | None = part.selections.get(key)

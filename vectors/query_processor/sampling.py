@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from django.conf import settings
 
+from vectors.engine import index
 from vectors.engine.namespace import NamespaceView
 from vectors.engine.search import Wanted
 from vectors.runtime import runtime
@@ -13,9 +14,12 @@ from vectors.runtime import runtime
 
 def sample_queries(view: NamespaceView, wanteds: Sequence[Wanted]) -> None:
     """Offer searches that an index answers, or will: by the namespace's own metric, not exact, among enough rows."""
-    if not settings.MLVDB_RECALL_SAMPLES or view.count < settings.MLVDB_INDEX_MIN_ROWS:
+    spec = view.spec
+    if not settings.MLVDB_RECALL_SAMPLES or not index.worthwhile(
+        view.count, spec.dimension, min_rows=settings.MLVDB_INDEX_MIN_ROWS
+    ):
         return
-    spec, queries = view.spec, runtime().queries
+    queries = runtime().queries
     if len(wanteds) == 1:
         wanted = wanteds[0]
         if wanted.query.metric == spec.metric and not wanted.exact:

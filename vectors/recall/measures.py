@@ -46,6 +46,11 @@ def measure_add(
     return measure
 
 
+def measures_prune() -> None:
+    """Forget the measures of dropped namespaces: their rows stay for ever, since a dropped uid never returns."""
+    RecallMeasure.objects.filter(namespace__dropped_at__isnull=False).delete()
+
+
 def latest_of(shard_id: int) -> dict[str, RecallMeasure]:
     """Return the newest measure of each living namespace of a shard copy, by uid of the namespace."""
     alive = Namespace.objects.filter(dropped_at__isnull=True, shard_id=shard_id)

@@ -38,6 +38,11 @@ def pending(shard_id: int) -> dict[str, Wish]:
     return {uid: Wish(uid, pk, reason) for uid, pk, reason in columns}
 
 
+def requests_prune() -> None:
+    """Forget the wishes for dropped namespaces: no merge heeds them."""
+    IndexRequest.objects.filter(namespace__dropped_at__isnull=False).delete()
+
+
 def done(shard_id: int, wishes: Iterable[Wish]) -> None:
     """Forget wishes that were heeded or cannot be; a newer one for the same namespace stays."""
     for wish in wishes:

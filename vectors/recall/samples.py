@@ -1,7 +1,7 @@
 """The sampled queries of namespaces, as rows: written by web workers now and then, read by who tunes or measures.
 
 They are vectors that clients searched for, and nothing else of the request. A namespace keeps its newest
-MLVDB_RECALL_SAMPLES; when it is dropped they go with the next measure.
+MLVDB_RECALL_SAMPLES; when it is dropped, or fewer are wanted, they go with the next measure.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from django.conf import settings
 from django.db import transaction
+from django.db.models import Count
 
 from vectors.models import Namespace, QuerySample
 
@@ -35,13 +36,22 @@ def samples_add(namespace_uid: str, queries: Sequence[np.ndarray]) -> None:
         QuerySample.objects.bulk_create(
             QuerySample(namespace=namespace_uid, values=np.asarray(query, dtype="<f4").tobytes()) for query in newest
         )
-        own = QuerySample.objects.filter(namespace=namespace_uid).order_by("-pk")
-        oldest = own.values_list("pk", flat=True)[kept : kept + 1].first()
-        if oldest is not None:
-            own.filter(pk__lte=oldest).delete()
+        _keep_newest(namespace_uid)
 
 
 def samples_prune() -> None:
-    """Forget the queries of namespaces that no shard copy of this node has any more."""
+    """Forget the queries of namespaces that no shard copy of this node has any more, and those that are too many."""
     alive = Namespace.objects.filter(dropped_at__isnull=True).values("uid")
     QuerySample.objects.exclude(namespace__in=alive).delete()
+    counts = QuerySample.objects.order_by().values_list("namespace").annotate(count=Count("pk"))
+    for uid, count in counts:
+        if count > settings.MLVDB_RECALL_SAMPLES:
+            _keep_newest(uid)
+
+
+def _keep_newest(namespace_uid: str) -> None:
+    kept = settings.MLVDB_RECALL_SAMPLES
+    own = QuerySample.objects.filter(namespace=namespace_uid).order_by("-pk")
+    oldest = own.values_list("pk", flat=True)[kept : kept + 1].first()
+    if oldest is not None:
+        own.filter(pk__lte=oldest).delete()

@@ -25,16 +25,16 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from django.conf import settings
-from django.db import transaction
+from django.db import DatabaseError, transaction
 from django.db.models import F
 
 from vectors.engine.namespace import NamespaceEngine
 from vectors.engine.parts import FrozenPart
-from vectors.errors import CorruptSegment, LeaseLost, ShardDamaged
+from vectors.errors import CorruptSegment, LeaseLost, MLVectorDBError, ShardDamaged
 from vectors.models import Manifest, ShardHead
 from vectors.store import leases, recovery
 from vectors.store.cleaning import clean
-from vectors.store.faults import storage_faults
+from vectors.store.faults import FULL, storage_faults
 from vectors.store.manifests import (
     ManifestRecord,
     NamespaceRecord,
@@ -148,8 +148,10 @@ def _run(head: ShardHead, lease: leases.Lease) -> CheckpointResult | None:
     writer = _Writer(opened, lease.token)
     try:
         manifest = writer.write()
-    except BaseException:
+    except BaseException as error:
         writer.discard()
+        if isinstance(error, OSError) and error.errno in FULL:
+            _make_room(head, opened.manifest, lease)
         raise
     rows_written = sum(record.rows for _, record in writer.written)
     try:
@@ -229,6 +231,14 @@ class _Writer:
         directory = segment_directory(self._opened.head.uid, namespace.spec.uid) / record.uid
         name, stamp = write_deleted(directory, seq=self._opened.engine.seq, deleted=~part.living, token=self._token)
         return replace(record, deleted=name, deleted_stamp=stamp, deleted_rows=part.dead)
+
+
+def _make_room(head: ShardHead, manifest: ManifestRecord, lease: leases.Lease) -> None:
+    """Remove what nobody needs: killed writers may have left what fills the disk, and no checkpoint gets to its end."""
+    try:
+        clean(head, manifest, lease)
+    except (MLVectorDBError, DatabaseError, OSError):
+        logger.warning("full_disk_not_cleaned shard=%s", head.label, exc_info=True)
 
 
 def _commit(

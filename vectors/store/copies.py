@@ -20,7 +20,7 @@ from django.db import transaction
 from vectors.engine.operations import Kind
 from vectors.engine.slots import SlotSet
 from vectors.errors import NotEmpty
-from vectors.models import Lease, LogEntry, Manifest, Namespace, ShardHead
+from vectors.models import LogEntry, Manifest, Namespace, ShardHead
 from vectors.store import leases, log
 from vectors.store.append_lock import writers_in_line
 from vectors.store.faults import storage_faults
@@ -88,9 +88,7 @@ def shard_drop(uid: str) -> None:
         with writers_in_line(), transaction.atomic(durable=True):
             copy = ShardHead.objects.select_for_update().filter(uid=uid).first()
             if copy is not None:
-                # Those that name it by its id: a database may give the id to the next copy.
-                names = (leases.checkpoint_lease(copy.pk), leases.merge_lease(copy.pk))
-                Lease.objects.filter(name__in=names).delete()
+                leases.leases_forget(copy.pk)
                 copy.delete()
                 logger.warning("shard_dropped shard=%s uid=%s", copy.label, uid)
         _remove_files_of_the_gone()
@@ -137,6 +135,7 @@ def _drop_own_empty_shards(role: str) -> None:
                 detail={"shard": head.label, "rows": contents.rows, "namespaces": contents.namespaces[:20]},
             )
         logger.info("empty_shard_dropped shard=%s uid=%s", head.label, head.uid)
+        leases.leases_forget(head.pk)
         head.delete()
 
 

@@ -9,6 +9,9 @@ from django.db import DatabaseError, InterfaceError
 
 from vectors.errors import MLVectorDBError, StorageBusy, StorageError, StorageFull
 
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""What a disk without room says."""
+
 # SQLite says it in words, PostgreSQL by SQLSTATE (its words are in the server's language).
 _FULL_WORDS = ("disk is full", "no space left")
 _BUSY_WORDS = ("locked", "busy")
@@ -28,7 +31,7 @@ class _StorageFaults(ContextDecorator):
         if isinstance(error, (DatabaseError, InterfaceError)):
             raise _database_fault(error) from error
         if isinstance(error, OSError):
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno in FULL:
                 raise StorageFull("the disk is full; nothing was written") from error
             raise StorageError(f"a file failed: {error}", retry_after_s=1) from error
 

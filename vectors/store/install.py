@@ -135,7 +135,7 @@ def _place(offer: SyncOffer, token: int, *, number: int) -> ManifestRecord:
 
 def _place_segment(parent: Path, staged: Path, segment: SegmentRecord, token: int) -> SegmentRecord:
     uid = segment_uid(token)
-    placed = dataclasses.replace(segment, uid=uid)
+    placed = dataclasses.replace(segment, uid=uid, wish=0)
     # What the sender's tokens say of files is nothing to the cleaners here: such files get names of this lease.
     renamed: dict[str, str] = {}
     if segment.deleted is not None:

@@ -84,6 +84,17 @@ def merge_lease(shard_id: int) -> str:
     return f"merge:{shard_id}"
 
 
+def recall_lease(shard_id: int) -> str:
+    """Return the name of the lease under which a shard's recall is measured."""
+    return f"recall:{shard_id}"
+
+
+def leases_forget(shard_id: int) -> None:
+    """Remove the leases of a shard copy that goes: a database may give its id to the next one."""
+    names = (checkpoint_lease(shard_id), merge_lease(shard_id), recall_lease(shard_id))
+    LeaseRow.objects.filter(name__in=names).delete()
+
+
 def merge_token(lease: Lease) -> int:
     """Return the token that files written under a merge lease carry: of a range apart from that of checkpoints."""
     return _MERGES + lease.token

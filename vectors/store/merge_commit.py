@@ -16,6 +16,7 @@ from vectors.models import Manifest, ShardHead
 from vectors.store import leases, log
 from vectors.store.append_lock import writers_in_line
 from vectors.store.cleaning import clean
+from vectors.store.faults import storage_faults
 from vectors.store.index_files import faults_left
 from vectors.store.manifests import ManifestRecord, NamespaceRecord, document_crc32, read_manifest
 from vectors.store.segment_files import SegmentRecord
@@ -68,18 +69,20 @@ def newest(shard_id: int) -> tuple[log.Head, ManifestRecord]:
 def commit(shard_id: int, lease: leases.Lease, change: Change) -> None:
     """List what was written, then remove what is listed no more.
 
-    Raise StepVoid, LeaseLost, ShardDamaged, CorruptSegment: then surely nothing was committed. What else is raised, a
-    database that failed say, does not tell; the files must stay for a cleaner to judge.
+    Raise StepVoid, or an MLVectorDBError (LeaseLost, ShardDamaged, CorruptSegment, StorageFull, …): then surely nothing
+    was committed. What else is raised, a database that failed say, does not tell; the files must stay for a cleaner to
+    judge.
     """
     # The work took its time: a connection that was cut meanwhile is found out now rather than at the commit.
     if not connection.in_atomic_block:
         connection.close()
     with _checkpoint_lease(shard_id, lease.owner) as checkpoint:
-        head, before = newest(shard_id)
-        space = before.namespaces.get(change.namespace)
-        if space is None:
-            raise StepVoid("the namespace has ended")
-        segments = change.segments(before, space.segments)
+        with storage_faults():
+            head, before = newest(shard_id)
+            space = before.namespaces.get(change.namespace)
+            if space is None:
+                raise StepVoid("the namespace has ended")
+            segments = change.segments(before, space.segments)
         namespaces = {**before.namespaces, change.namespace: NamespaceRecord(space.spec, segments)}
         manifest = ManifestRecord(before.number + 1, before.seq, before.term, namespaces)
         with writers_in_line(), transaction.atomic(durable=True):

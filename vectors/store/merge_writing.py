@@ -72,11 +72,13 @@ def index_write(
     queries: np.ndarray | None,
     number: int,
     token: int,
+    wish: int,
     is_new: bool,
 ) -> SegmentRecord:
     """Make an index for a segment in the namespace's `directory`; return the segment's record with it.
 
     Where no setting reaches the target, or none can be made, the record says so, and is not tried again for the same.
+    `wish` is the newest wish that this heeds.
     `is_new`: the segment was written just now, and need not be read to be checked. Raise CorruptSegment, OSError.
     """
     where = directory / record.uid
@@ -100,9 +102,9 @@ def index_write(
         reason = f"it could not be built: {error!r}"[:500]
     if built is None:
         unindexed = {"recall_target": spec.recall_target, "reason": reason}
-        return dataclasses.replace(record, index=None, unindexed=unindexed)
+        return dataclasses.replace(record, index=None, unindexed=unindexed, wish=wish)
     made = write_index(where, number=number, token=token, chunks=built.chunks(), summary=dict(built.summary))
-    return dataclasses.replace(record, index=made, unindexed=None)
+    return dataclasses.replace(record, index=made, unindexed=None, wish=wish)
 
 
 def deletions_write(

@@ -29,7 +29,7 @@ from django.conf import settings
 
 from vectors.engine import index
 from vectors.engine.namespace import NamespaceSpec
-from vectors.errors import CorruptSegment, LeaseLost, ShardDamaged, StorageBusy
+from vectors.errors import CorruptSegment, MLVectorDBError, StorageBusy
 from vectors.models import IndexRequest, Manifest, Namespace, ShardHead
 from vectors.recall import requests
 from vectors.recall.samples import sample_of
@@ -157,7 +157,7 @@ class _Indexed(Change):
     def segments(self, manifest: ManifestRecord, listed: Sequence[SegmentRecord]) -> Sequence[SegmentRecord]:
         """Return them all, one of them with its index."""
         (now,) = same_segments(listed, [self.before])
-        indexed = replace(now, index=self.record.index, unindexed=self.record.unindexed)
+        indexed = replace(now, index=self.record.index, unindexed=self.record.unindexed, wish=self.record.wish)
         return [indexed if segment.uid == now.uid else segment for segment in listed]
 
 
@@ -170,8 +170,7 @@ class _Run:
         self._result = MergeResult(head.label)
         self._rested_at: int | None = None
         self._wishes = requests.pending(head.pk)
-        self._anew: set[str] | None = None
-        self._looked_at: set[str] = set()
+        self._looked_at: dict[tuple[str, str], bool] = {}
 
     def run(self, time_s: float) -> MergeResult:
         """Do one step after the other."""
@@ -224,32 +223,35 @@ class _Run:
 
     def _segments_anew(self, manifest: ManifestRecord) -> Collection[str]:
         """Return the segments that get another index: those wished for, and those whose file is no good."""
-        if self._anew is None:
-            # A raised target is seen from what the indexes were tuned for.
-            wished = {uid for uid, wish in self._wishes.items() if wish.reason != IndexRequest.Reason.TARGET}
-            self._anew = {
-                segment.uid
-                for uid, record in manifest.namespaces.items()
-                for segment in record.segments
-                if uid in wished and (segment.index is not None or segment.unindexed is not None)
-            }
-        faults = ShardHead.objects.values_list("index_faults", flat=True).get(pk=self._head.pk)
-        if faults and index.available():
-            for uid, record in manifest.namespaces.items():
-                for segment in record.segments:
-                    self._look_at(uid, segment, faults)
-        return self._anew
+        faults: dict[str, dict[str, str]] = {}
+        if index.available():
+            faults = ShardHead.objects.values_list("index_faults", flat=True).get(pk=self._head.pk)
+        return {
+            segment.uid
+            for namespace, record in manifest.namespaces.items()
+            for segment in record.segments
+            if self._is_wished_anew(namespace, segment) or self._is_faulty(namespace, segment, faults)
+        }
 
-    def _look_at(self, namespace: str, segment: SegmentRecord, faults: dict[str, dict[str, str]]) -> None:
+    def _is_wished_anew(self, namespace: str, segment: SegmentRecord) -> bool:
+        """Whether a wish is for a segment's index, and was not heeded in this run or in one before it."""
+        wish = self._wishes.get(namespace)
+        # A raised target is seen from what the indexes were tuned for.
+        if wish is None or wish.reason == IndexRequest.Reason.TARGET or segment.wish >= wish.pk:
+            return False
+        return segment.index is not None or segment.unindexed is not None
+
+    def _is_faulty(self, namespace: str, segment: SegmentRecord, faults: dict[str, dict[str, str]]) -> bool:
+        """Whether a segment's index, which a process could not use, is no good here either."""
         fault = faults.get(segment.uid)
         if fault is None or segment.index is None or fault["file"] != segment.index.name:
-            return
-        if segment.uid not in self._looked_at:
+            return False
+        is_good = self._looked_at.get((segment.uid, segment.index.name))
+        if is_good is None:
             # What another process could not use may be good here: who opens it next sees that too.
-            self._looked_at.add(segment.uid)
-            assert self._anew is not None
-            if not index_is_good(segment_directory(self._head.uid, namespace) / segment.uid, segment):
-                self._anew.add(segment.uid)
+            is_good = index_is_good(segment_directory(self._head.uid, namespace) / segment.uid, segment)
+            self._looked_at[segment.uid, segment.index.name] = is_good
+        return not is_good
 
     def _rests(self, head: log.Head, rest_s: float) -> bool:
         """Whether the log stays as it is for as long as it takes to be called at rest."""
@@ -286,7 +288,7 @@ class _Run:
             raise
         try:
             commit(self._head.pk, self._lease, _Replaced(step.spec.uid, merged, record, directory, self._token))
-        except (StepVoid, LeaseLost, ShardDamaged, CorruptSegment):
+        except (StepVoid, MLVectorDBError):
             discard(directory, merged.record)
             raise
         return record
@@ -298,14 +300,13 @@ class _Run:
             self._look_for_damage([step.segment], error)
             raise StepVoid("the segment is not listed any more") from error
         commit(self._head.pk, self._lease, _Indexed(step.spec.uid, step.segment, record))
-        if self._anew is not None:
-            self._anew.discard(record.uid)
         return record
 
     def _wants_index(self, record: SegmentRecord, spec: NamespaceSpec) -> bool:
         return self._rest_s is not None and _planner(self._head.pk).wants_index(record, spec.recall_target)
 
     def _with_index(self, spec: NamespaceSpec, record: SegmentRecord, *, is_new: bool) -> SegmentRecord:
+        wish = self._wishes.get(spec.uid)
         return at_low_priority(
             partial(
                 index_write,
@@ -315,6 +316,7 @@ class _Run:
                 queries=sample_of(spec.uid, spec.dimension),
                 number=newest(self._head.pk)[1].number,
                 token=self._token,
+                wish=record.wish if wish is None else wish.pk,
                 is_new=is_new,
             )
         )

@@ -89,7 +89,8 @@ class SegmentRecord:
     """What a manifest says of a segment. `deleted` names the file of deletions, None when there is none.
 
     `unindexed` says why there is no index although one was to be made: `recall_target`, which no setting reaches, and
-    `reason`.
+    `reason`. `wish` is the newest wish that was heeded when its index was made, or when none could be (the key of an
+    `IndexRequest` of this node), 0 for none.
     """
 
     uid: str
@@ -101,6 +102,7 @@ class SegmentRecord:
     deleted_rows: int = 0
     index: IndexRecord | None = None
     unindexed: Mapping[str, Any] | None = None
+    wish: int = 0
 
     @property
     def alive(self) -> int:
@@ -121,6 +123,8 @@ class SegmentRecord:
             indexing["index"] = [index.name, index.stamp.size, index.stamp.crc32, dict(index.summary)]
         if self.unindexed is not None:
             indexing["unindexed"] = dict(self.unindexed)
+        if self.wish:
+            indexing["wish"] = self.wish
         return {
             **indexing,
             "uid": self.uid,
@@ -135,7 +139,12 @@ class SegmentRecord:
         """Read `to_document`'s result."""
         files = {name: FileStamp(*stamp) for name, stamp in document["files"].items()}
         record = cls(
-            document["uid"], document["rows"], document["dimension"], files, unindexed=document.get("unindexed")
+            document["uid"],
+            document["rows"],
+            document["dimension"],
+            files,
+            unindexed=document.get("unindexed"),
+            wish=document.get("wish", 0),
         )
         if document["deleted"] is not None:
             name, size, crc32, rows = document["deleted"]

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from vectors.bench.engine_side import frozen_part
 from vectors.engine import ids, index
-from vectors.engine.distances import Metric, squared_norms
+from vectors.engine.distances import Metric
 from vectors.engine.index import SegmentIndex
 from vectors.engine.namespace import NamespaceEngine, NamespaceSpec, NamespaceView
-from vectors.engine.packed import PackedBytes, pack
 from vectors.engine.parts import FrozenPart
 
 
@@ -27,19 +27,7 @@ def clustered(rows: int, dimension: int, *, seed: int = 0, lengths: float = 0.0)
 def segment(values: np.ndarray, metadata: Sequence[bytes] | None = None) -> FrozenPart:
     """Return a segment of rows with the ids 0, 1, …"""
     keys = [ids.key_of(row) for row in range(len(values))]
-    hashes = ids.hashes_of(keys)
-    order = np.argsort(hashes, kind="stable")
-    return FrozenPart(
-        uid="segment",
-        matrix=values,
-        squared_norms=squared_norms(values),
-        slots=ids.slots_of(keys),
-        seqs=np.ones(len(values), dtype=np.int64),
-        keys=PackedBytes(*pack(keys)),
-        metadata=PackedBytes(*pack([b"{}"] * len(values) if metadata is None else metadata)),
-        sorted_hashes=hashes[order],
-        hash_rows=order.astype(np.uint32),
-    )
+    return frozen_part(values, keys, [b"{}"] * len(values) if metadata is None else metadata)
 
 
 def indexed(

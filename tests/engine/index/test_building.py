@@ -13,8 +13,6 @@ from vectors.engine.distances import Query
 from vectors.engine.index.scanner import Scanner, train
 from vectors.engine.search import Wanted, search
 
-pytestmark = pytest.mark.skipif(not index.available(), reason="faiss is not installed")
-
 
 def built_of(values: np.ndarray, metric="cosine", **options):
     options = {"recall_target": 0.95, "queries": None, "threads": 1} | options

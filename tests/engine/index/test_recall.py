@@ -9,13 +9,10 @@ import numpy as np
 import pytest
 
 from tests.engine.index.segments import clustered, indexed, segment, view_of
-from vectors.engine import index
 from vectors.engine.distances import Metric, Query
 from vectors.engine.filters import Filter, parse_filter
 from vectors.engine.namespace import NamespaceView
 from vectors.engine.search import Wanted, search, search_batch
-
-pytestmark = pytest.mark.skipif(not index.available(), reason="faiss is not installed")
 
 ROWS = 12_000
 QUERIES = 80
@@ -188,6 +185,7 @@ def test_scores_are_exact_whoever_proposed_the_rows(tmp_path: Path) -> None:
     indexed(part, tmp_path)
     view = view_of(part)
     for query in queries_near(values, "cosine")[:10]:
-        exact = {item.key: item.score for item in search(view, Wanted(query, 50, exact=True)).found}
-        for item in search(view, Wanted(query, 10)).found:
-            assert exact.get(item.key, item.score) == item.score
+        exact = {item.key: item.score for item in search(view, Wanted(query, ROWS, exact=True)).found}
+        result = search(view, Wanted(query, 10))
+        assert result.strategy == "index"
+        assert [item.score for item in result.found] == [exact[item.key] for item in result.found]

@@ -17,7 +17,10 @@ def test_a_setting_reaches_the_neighbours_it_is_for() -> None:
     generator = np.random.default_rng(0)
     sample = Ranks(generator.integers(1, 40, (100, 10)), generator.integers(1, 500, (100, 10)))
 
-    for setting in settings([sample], k=10, cells=64, limit=1000, levels=[0.5, 0.9, 0.99], costs=COSTS):
+    found = settings([sample], k=10, cells=64, limit=1000, levels=[0.5, 0.9, 0.99], costs=COSTS)
+
+    assert [setting.recall for setting in found] == [0.5, 0.9, 0.99]
+    for setting in found:
         reached = np.mean((sample.cells <= setting.probes) & (sample.codes <= setting.count))
         assert reached >= setting.recall
 
