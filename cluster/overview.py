@@ -91,13 +91,16 @@ def topology_picture() -> dict[str, Any]:
     """Return the whole picture, for dashboards: shards, their copies, running moves."""
     picture = topology()
     heads = {head.uid: head for head in ShardHead.objects.all()}
+    elsewhere: dict[str, list[ShardCopy]] = defaultdict(list)
+    for copy in ShardCopy.objects.order_by("name").select_related("shard"):
+        elsewhere[copy.shard.uid].append(copy)
     return {
         "cluster": picture.cluster,
         "epoch": picture.epoch,
         "node": settings.MLVDB_NODE_ID,
         "url": own_url(),
         "is_owner": picture.is_owner,
-        "shards": {shard.label: _shard(shard, heads.get(uid)) for uid, shard in picture.shards.items()},
+        "shards": {shard.label: _shard(shard, heads.get(uid), elsewhere[uid]) for uid, shard in picture.shards.items()},
         "moves": [move_view(move) for move in Move.objects.filter(ended_at__isnull=True)],
     }
 
@@ -298,7 +301,9 @@ def _primary(placement: PlacementView, row: Placement | None, head: ShardHead | 
     }
 
 
-def _shard(shard: ShardView, head: ShardHead | None) -> dict[str, Any]:
+def _shard(shard: ShardView, head: ShardHead | None, elsewhere: list[ShardCopy]) -> dict[str, Any]:
+    """Return a shard; its copies are `elsewhere`, as its node has told, where this node knows of none by itself."""
+
     def seq_of(copy: CopyView) -> int | None:
         # Where the copies are is known to the primary only; every node knows where its own is.
         if copy.is_self:
@@ -325,5 +330,19 @@ def _shard(shard: ShardView, head: ShardHead | None) -> dict[str, Any]:
                 "is_self": copy.is_self,
             }
             for copy in shard.copies
+        ]
+        or [
+            {
+                "name": copy.name,
+                "url": copy.url,
+                "node": copy.node or None,
+                "state": copy.state,
+                "membership": copy.membership,
+                "health": copy.health,
+                "seq": copy.seq,
+                "paused": False,
+                "is_self": False,
+            }
+            for copy in elsewhere
         ],
     }

@@ -212,6 +212,24 @@ class MovePhase(StrEnum):
         return self in (MovePhase.PLANNED, MovePhase.COPYING, MovePhase.FOLLOWING)
 
 
+OPEN_PHASES = tuple(phase for phase in MovePhase if not phase.is_over)
+
+CLOSED_PHASES = (MovePhase.CLOSING, MovePhase.SWITCHING)
+"""Phases of a step in which its source refuses clients' writes to its slots."""
+
+INCOMING_PHASES = (
+    MovePhase.COPYING,
+    MovePhase.FOLLOWING,
+    MovePhase.CLOSING,
+    MovePhase.REOPENING,
+    MovePhase.SWITCHING,
+    MovePhase.UNDOING,
+)
+"""Phases of a step in which its target has rows that it does not own."""
+
+SETTLED_PHASES = (MovePhase.CLEANING, MovePhase.UNDOING)
+"""Phases of a step in which the owner of its slots will not change any more."""
+
 STEP_TRANSITIONS: Mapping[MovePhase, frozenset[MovePhase]] = {
     MovePhase.PLANNED: frozenset({MovePhase.COPYING, MovePhase.CANCELLED, MovePhase.FAILED}),
     MovePhase.COPYING: frozenset({MovePhase.FOLLOWING, MovePhase.UNDOING}),

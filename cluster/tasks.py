@@ -9,12 +9,12 @@ from celery import shared_task
 
 from cluster.health.rounds import run_round
 from cluster.health.shards import run_shard_round
+from cluster.moves import running
 from cluster.replication import digests
 from cluster.services import (
     entropy,
     failover,
     joining,
-    move_running,
     placements,
     promotion,
     sharding_assignments,
@@ -81,7 +81,7 @@ def assignments_push() -> None:
 @shared_task(name="cluster.tasks.moves_run")
 def moves_run() -> None:
     """Bring the moves of slots that were asked for as far as they come."""
-    move_running.moves_run()
+    running.moves_run()
 
 
 @shared_task(name="cluster.tasks.health_replicas")

@@ -25,6 +25,8 @@ class ServeOption:
     switch: bool = False
     alone: str = ""
     """The value of the option when no word follows it; empty: a word must follow."""
+    only_with: str = ""
+    """What it changes nothing without, as it is written; empty: it always counts."""
 
     @property
     def help(self) -> str:
@@ -33,6 +35,9 @@ class ServeOption:
         default = f", default {setting.default}" if setting.default not in ("", False) else ""
         return f"{setting.help} (${self.setting}{default})".replace("%", "%%")
 
+
+_AS_REPLICA = "--enable-replication replica"
+_WITH_SHARDS = "--enable-sharding"
 
 SERVE_OPTIONS: tuple[ServeOption, ...] = (
     ServeOption("--host", "MLVDB_HOST", "ADDRESS"),
@@ -43,11 +48,11 @@ SERVE_OPTIONS: tuple[ServeOption, ...] = (
     ServeOption("--log-level", "MLVDB_LOG_LEVEL", "LEVEL"),
     ServeOption("--advertise-url", "MLVDB_ADVERTISE_URL", "URL"),
     ServeOption("--enable-replication", "MLVDB_ENABLE_REPLICATION", "primary|replica", alone="primary"),
-    ServeOption("--replica-name", "MLVDB_REPLICA_NAME", "NAME"),
-    ServeOption("--primary-url", "MLVDB_PRIMARY_URL", "URL"),
+    ServeOption("--replica-name", "MLVDB_REPLICA_NAME", "NAME", only_with=_AS_REPLICA),
+    ServeOption("--primary-url", "MLVDB_PRIMARY_URL", "URL", only_with=_AS_REPLICA),
     ServeOption("--enable-sharding", "MLVDB_ENABLE_SHARDING", switch=True),
-    ServeOption("--shards", "MLVDB_SHARDS", "N"),
-    ServeOption("--sharding-strategy", "MLVDB_SHARDING_STRATEGY", "hash|round_robin"),
+    ServeOption("--shards", "MLVDB_SHARDS", "N", only_with=_WITH_SHARDS),
+    ServeOption("--sharding-strategy", "MLVDB_SHARDING_STRATEGY", "hash|round_robin", only_with=_WITH_SHARDS),
     ServeOption("--reload", "MLVDB_RELOAD", switch=True),
 )
 
@@ -84,12 +89,14 @@ def prepare_environment(argv: Sequence[str]) -> None:
     `--data-dir`, `MLVDB_DATA_DIR`, or `var/<port>` in the checkout. A setting that cannot be read ends the program
     with one line and exit code 2.
     """
+    given: dict[str, str] = {}
     if argv[1:2] == ["serve"]:
         # The web server's allocator reads this when it is loaded: one pool, and what bodies and answers took goes back
         # to the system when they are gone. Measured after a load of 60,000 × 384: two workers keep 30 MB less.
         os.environ.setdefault("_RJEM_MALLOC_CONF", "narenas:1,dirty_decay_ms:0,muzzy_decay_ms:0")
         _raise_file_limit()
-        os.environ.update(_given_options(argv[2:]))
+        given = _given_options(argv[2:])
+        os.environ.update(given)
         if DEMO_OPTION in argv[2:]:
             os.environ.update({name: value for name, value in _DEMO.items() if not os.environ.get(name)})
         if not os.environ.get("MLVDB_DATA_DIR"):
@@ -101,6 +108,13 @@ def prepare_environment(argv: Sequence[str]) -> None:
         values = read_all()
     except SettingError as error:
         sys.exit(_refuse(str(error)))
+    is_on = {
+        _AS_REPLICA: values["MLVDB_ENABLE_REPLICATION"] == "replica",
+        _WITH_SHARDS: values["MLVDB_ENABLE_SHARDING"],
+    }
+    for option in SERVE_OPTIONS:
+        if option.setting in given and not is_on.get(option.only_with, True):
+            print(f"warning: {option.flag} changes nothing without {option.only_with}", file=sys.stderr)
     try:
         node_files(values["MLVDB_DATA_DIR"]).create()
     except OSError as error:

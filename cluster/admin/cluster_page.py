@@ -14,8 +14,8 @@ from django.utils.safestring import SafeString
 
 from cluster.admin.cluster_truth import cluster_now
 from cluster.admin.drawing import drawing_of
+from cluster.admin.live import live_answer, place
 from cluster.admin.operated import RecordAdmin
-from cluster.admin.replica_panels import live_answer, place
 from cluster.models import Topology
 
 _TONES = ("good", "busy", "warn", "bad", "quiet")

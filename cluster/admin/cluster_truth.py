@@ -14,9 +14,8 @@ from cluster.admin.drawing import Arrow, CopyBox, NodeBox, ShardBox
 from cluster.admin.shard_truth import ShardNow, living_shards, shards_now, slots_in, steps_under_way
 from cluster.admin.truth import CopyTruth, copies_with_lag
 from cluster.admin.wording import NOTHING, counted, position, share, tone
-from cluster.models import Move, MoveStep, Shard, ShardCopy
+from cluster.models import SLOT_KINDS, Move, MoveStep, Shard, ShardCopy
 from cluster.node_urls import own_url
-from cluster.services.moves import SLOT_KINDS
 from cluster.states import CopyState, Membership, MovePhase, PeerHealth, ShardState
 from cluster.topology import CopyView, ShardView, TopologyView, topology
 from vectors.engine.ids import SLOT_COUNT

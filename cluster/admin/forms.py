@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from django import forms
@@ -12,14 +13,33 @@ from vectors.admin.forms import RefusingForm, TextField
 from vectors.errors import MLVectorDBError
 from vectors.models import ShardHead
 
-#: Names of the API's parameters → names of the form's fields.
-_FIELDS = {"replica_id": "name", "replica_url": "url", "shard_id": "shard"}
 
-
-class ReplicaForm(RefusingForm, forms.ModelForm):
-    """A replica to add. `refusal` is why the service did not take the very same form a moment before."""
+class RegisteredForm(RefusingForm, forms.ModelForm):
+    """A row of the registry. `refusal` is why the service did not take the very same form a moment before."""
 
     refusal: MLVectorDBError | None = None
+
+    field_of: Mapping[str, str] = {}
+    """Names of the API's parameters → names of the form's fields, where they differ."""
+
+    def clean(self) -> dict[str, Any]:
+        """Show what the service has refused; it checks everything."""
+        data = super().clean() or self.cleaned_data
+        if self.refusal is not None:
+            field = self.refusal.field or ""
+            name = self.field_of.get(field, field)
+            self.add_error(name if name in self.fields else None, self.refusal.message)
+        return data
+
+    def _post_clean(self) -> None:
+        # The table's constraints are left to the service, which refuses the same in the API's words.
+        self.instance = construct_instance(self, self.instance, self._meta.fields)
+
+
+class ReplicaForm(RegisteredForm):
+    """A replica to add."""
+
+    field_of = {"replica_id": "name", "replica_url": "url", "shard_id": "shard"}
 
     name = forms.CharField(
         label="Replica id", help_text="A name for it: letters, digits, dots, hyphens and underscores."
@@ -42,19 +62,8 @@ class ReplicaForm(RefusingForm, forms.ModelForm):
         assert isinstance(choice, forms.ChoiceField)
         choice.choices = [("", "all shards of this node"), *((uid, f"only {label}") for uid, label in heads)]
 
-    def clean(self) -> dict[str, Any]:
-        """Show what the service has refused; it checks everything."""
-        data = super().clean() or self.cleaned_data
-        if self.refusal is not None:
-            self.add_error(_FIELDS.get(self.refusal.field or ""), self.refusal.message)
-        return data
 
-    def _post_clean(self) -> None:
-        # The table's constraints are left to the service, which refuses the same in the API's words.
-        self.instance = construct_instance(self, self.instance, self._meta.fields)
-
-
-class PauseForm(forms.ModelForm):
+class PauseForm(RegisteredForm):
     """What may be changed of a replica: whether anything is sent to it."""
 
     class Meta:

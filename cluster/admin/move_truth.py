@@ -14,8 +14,7 @@ from cluster.admin.history import Line, events_about
 from cluster.admin.progress import Progress
 from cluster.admin.shard_truth import slots_in
 from cluster.admin.wording import badge, counted, paused_badge, size
-from cluster.models import Move, MoveStep
-from cluster.services.moves import SLOT_KINDS
+from cluster.models import SLOT_KINDS, Move, MoveStep
 from cluster.states import MovePhase
 
 
@@ -56,9 +55,9 @@ class StepNow:
 
     @property
     def trouble(self) -> str:
-        """What keeps it from going on, with how often it was tried; empty when nothing does."""
-        if not self.step.error:
-            return ""
+        """What keeps it from going on, with how often it was tried, or why it ended; empty when nothing does."""
+        if not self.step.error or MovePhase(self.step.phase).is_over:
+            return self.step.error
         return f"{self.step.error} ({counted(self.step.attempts, 'attempt')} in a row; it is tried again)"
 
 

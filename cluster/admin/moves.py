@@ -2,50 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from django.contrib import admin, messages
 from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
-from django.http import HttpRequest, HttpResponse, HttpResponseBase, HttpResponseRedirect, JsonResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, HttpResponseRedirect
 from django.urls import URLPattern, path
 from django.utils.decorators import method_decorator
 from django.utils.safestring import SafeString
 from django.views.decorators.csrf import csrf_protect
 
 from cluster.admin.confirmation import Confirmation, confirmation_page
+from cluster.admin.live import LiveAdmin, NowList
 from cluster.admin.move_truth import MoveNow, move_now, move_part, moves_now, progress_part
-from cluster.admin.operated import ClusterAdmin, actor_of, block, chosen_ids, refused
-from cluster.admin.replica_panels import live_answer, place
+from cluster.admin.operated import actor_of, block, refused
+from cluster.admin.records import LabelledList
 from cluster.admin.wording import NOTHING, clock
 from cluster.models import Move
-from cluster.services import moves
+from cluster.moves.control import move_cancel, move_pause, move_resume
 from cluster.states import MovePhase
 from vectors.errors import MLVectorDBError
-from vectors.models import ShardHead
 
 _FACTS = ("kind", "subject", "actor", "started_at", "ended_at", "plan_report")
 _DONE = {"pause": "paused", "resume": "resumed", "cancel": "cancelled"}
 
 
-class MoveList(ChangeList):
-    """A page of moves, each with what is known of it: a constant number of queries for the page."""
-
-    def get_results(self, request: HttpRequest) -> None:
-        """Find the rows of the page and give each its `now` and its `shard_label`."""
-        super().get_results(request)
-        rows: list[Any] = list(self.result_list)
-        labels = dict(ShardHead.objects.filter(uid__in={row.shard for row in rows}).values_list("uid", "label"))
-        for row, now in zip(rows, moves_now(rows), strict=True):
-            row.now = now
-            row.shard_label = labels.get(row.shard, row.shard[:8])
-        self.result_list = rows
+class MoveList(NowList, LabelledList):
+    """A page of moves, each with what is known of it and its `shard_label`."""
 
 
 @admin.register(Move)
-class MoveAdmin(ClusterAdmin):
+class MoveAdmin(LiveAdmin):
     """Rows are written by tasks alone; a person with the right to change moves and to operate steers them."""
 
     list_display = ("name", "subject", "progress_now", "started", "actor")
@@ -55,14 +45,11 @@ class MoveAdmin(ClusterAdmin):
     change_list_template = "admin/cluster/move/change_list.html"
     change_form_template = "admin/cluster/move/change_form.html"
     show_full_result_count = False
-    list_per_page = 50
     fields = _FACTS
     readonly_fields = _FACTS
     actions = ("pause", "resume", "cancel")
 
-    class Media:
-        css = {"all": ("cluster/admin.css",)}
-        js = ("cluster/live.js",)
+    parts = {"move": progress_part}
 
     # What is shown.
 
@@ -81,7 +68,7 @@ class MoveAdmin(ClusterAdmin):
     @admin.display(description="progress")
     def progress_now(self, move: Move) -> SafeString:
         """Return phase, bar, rows, bytes, rate and estimated time, in a place that is renewed."""
-        return place(f"move-{move.pk}", progress_part(_now(move)))
+        return self.in_list("move", move)
 
     @admin.display(description="started", ordering="started_at")
     def started(self, move: Move) -> str:
@@ -93,8 +80,16 @@ class MoveAdmin(ClusterAdmin):
         """Return the plan."""
         return block(move.plan)
 
+    def rows_now(self, rows: Sequence[Move]) -> Sequence[MoveNow]:
+        """Return how far some moves are, in their order."""
+        return moves_now(rows)
+
+    def page_part(self, row: Move) -> SafeString:
+        """Return how far one move is, with its steps and history."""
+        return move_part(move_now(row))
+
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
-        """Return the list that knows how far they are."""
+        """Return the list that knows how far they are, and of which shards."""
         return MoveList
 
     def has_add_permission(self, request: HttpRequest) -> bool:
@@ -117,38 +112,17 @@ class MoveAdmin(ClusterAdmin):
         """Show how far it is, and the ways to steer it."""
         move = context.get("original")
         if move is not None:
-            now = move_now(move)
-            context |= {"panel": place(f"move-{move.pk}", move_part(now)), "now": now}
-            context["may_steer"] = self.has_steer_permission(request)
+            context |= {"now": _now(move), "may_steer": self.has_steer_permission(request)}
         return super().render_change_form(request, context, *args, **kwargs)
 
     # Steering.
 
     def get_urls(self) -> list[URLPattern]:
-        """Add what is fetched, and the ways to steer."""
+        """Add the ways to steer."""
         return [
-            path("live/", self.own_view(self.live_view), name="cluster_move_live"),
-            path("<int:move_id>/live/", self.own_view(self.live_one_view), name="cluster_move_live_one"),
             path("<int:move_id>/<str:verb>/now/", self.own_view(self.steer_view), name="cluster_move_steer"),
             *super().get_urls(),
         ]
-
-    def live_view(self, request: HttpRequest) -> JsonResponse:
-        """Return how far some moves (`id`, repeated) are now."""
-        if not self.has_view_permission(request):
-            raise PermissionDenied
-        ids = chosen_ids(request)
-        found = moves_now(list(Move.objects.filter(pk__in=ids)))
-        return live_answer({f"move-{now.move.pk}": progress_part(now) for now in found}, gone=len(found) < len(ids))
-
-    def live_one_view(self, request: HttpRequest, move_id: int) -> JsonResponse:
-        """Return how far one move is now, with its steps and history."""
-        if not self.has_view_permission(request):
-            raise PermissionDenied
-        move = Move.objects.filter(pk=move_id).first()
-        if move is None:
-            return live_answer({}, gone=True)
-        return live_answer({f"move-{move.pk}": move_part(move_now(move))})
 
     @admin.action(description="Pause", permissions=["steer"])
     def pause(self, request: HttpRequest, queryset: QuerySet[Move]) -> None:
@@ -217,9 +191,9 @@ class MoveAdmin(ClusterAdmin):
 
     def _steer(self, request: HttpRequest, move: Move, verb: str) -> None:
         services: dict[str, Callable[..., Any]] = {
-            "pause": moves.move_pause,
-            "resume": moves.move_resume,
-            "cancel": moves.move_cancel,
+            "pause": move_pause,
+            "resume": move_resume,
+            "cancel": move_cancel,
         }
         services[verb](move.pk, actor=actor_of(request))
         self.log_change(request, move, f"{_DONE[verb].capitalize()}.")

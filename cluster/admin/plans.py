@@ -10,7 +10,7 @@ from django.utils.safestring import SafeString
 
 from cluster.admin.wording import counted, duration, size
 from cluster.models import Move, Shard
-from cluster.services import moves
+from cluster.moves.planning import move_plan
 from vectors.errors import MLVectorDBError
 
 
@@ -54,7 +54,7 @@ class PlanNow:
 def plan_now(kind: Move.Kind, *, source: Shard | None = None, target: Shard | None = None) -> PlanNow:
     """Return the plan as the service makes it, without asking for it; with the reason where it refuses."""
     try:
-        plan = moves.move_plan(kind, source=source, target=target)
+        plan = move_plan(kind, source=source, target=target)
     except MLVectorDBError as refusal:
         return PlanNow(refusal=refusal.message)
     return PlanNow(

@@ -10,8 +10,7 @@ from django.template.loader import render_to_string
 from django.utils.safestring import SafeString
 
 from cluster.admin.wording import badge, duration
-from cluster.models import Move
-from cluster.services.moves import SLOT_KINDS
+from cluster.models import SLOT_KINDS, Move
 from cluster.states import MovePhase
 
 

@@ -9,31 +9,21 @@ from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.utils.http import urlencode
 
-from cluster.admin.operated import ClusterAdmin, actor_of, refused
+from cluster.admin.operated import actor_of, refused
+from cluster.admin.registered import RegisteredAdmin
 from cluster.models import Replica
 from cluster.services import entropy, registry
 from vectors.errors import MLVectorDBError
 
 
-class ReplicaActions(ClusterAdmin):
+class ReplicaActions(RegisteredAdmin):
     """The actions; each tells of every replica what has come of it."""
 
     actions = ("check_health", "sync", "verify", "pause", "resume", "promote", "remove")
 
-    @admin.action(description="Check health now", permissions=["view"])
-    def check_health(self, request: HttpRequest, queryset: QuerySet[Replica]) -> None:
-        """Probe; a probe is a sample for the failure detector too."""
-        for replica in queryset:
-            try:
-                answered = registry.replica_check(name=replica.name)
-            except MLVectorDBError as refusal:
-                refused(request, refusal, subject=f"Replica {replica}")
-                continue
-            if answered:
-                messages.success(request, f"Replica {replica} has answered as it should.")
-            else:
-                replica.refresh_from_db()
-                messages.error(request, f"Replica {replica} has not answered as it should: {replica.last_error}")
+    def check_now(self, row: Replica) -> bool:
+        """Probe its node."""
+        return registry.replica_check(name=row.name)
 
     @admin.action(description="Sync: catch up, or go on with a full sync", permissions=["change"])
     def sync(self, request: HttpRequest, queryset: QuerySet[Replica]) -> None:
@@ -78,11 +68,7 @@ class ReplicaActions(ClusterAdmin):
     @admin.action(description="Promote: make it the primary …", permissions=["change"])
     def promote(self, request: HttpRequest, queryset: QuerySet[Replica]) -> HttpResponse | None:
         """Go to the page that says what it means."""
-        chosen = list(queryset[:2])
-        if len(chosen) != 1:
-            messages.error(request, "Choose one replica: there is one primary.")
-            return None
-        return HttpResponseRedirect(self.view_url("promote", chosen[0].pk))
+        return self.to_page_of_one(request, queryset, "promote", otherwise="Choose one replica: there is one primary.")
 
     @admin.action(description="Remove …", permissions=["delete"])
     def remove(self, request: HttpRequest, queryset: QuerySet[Replica]) -> HttpResponse:

@@ -1,56 +1,53 @@
-"""The pages before a replica is removed or promoted, and the numbers that its pages fetch while they are looked at."""
+"""The pages before a replica is removed or promoted, and what the pages of replicas show of them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from django.contrib import messages
 from django.core.exceptions import PermissionDenied
-from django.http import HttpRequest, HttpResponseBase, HttpResponseRedirect, JsonResponse
+from django.http import HttpRequest, HttpResponseBase, HttpResponseRedirect
 from django.urls import URLPattern, path, reverse
 from django.utils.decorators import method_decorator
+from django.utils.safestring import SafeString
 from django.views.decorators.csrf import csrf_protect
 
 from cluster.admin.confirmation import Confirmation, confirmation_page, wants_force
 from cluster.admin.consequences import handover_consequences, removal_consequences
-from cluster.admin.operated import ClusterAdmin, actor_of, chosen_ids
-from cluster.admin.replica_panels import copies_part, health_part, live_answer, node_part, replica_part
-from cluster.admin.truth import node_truth, replicas_truth
+from cluster.admin.live import LiveAdmin
+from cluster.admin.operated import actor_of, chosen_ids
+from cluster.admin.replica_panels import copies_part, health_part, node_part, replica_part
+from cluster.admin.truth import ReplicaTruth, node_truth, replicas_truth
 from cluster.models import Replica
 from cluster.services import handover, removal
 from vectors.errors import MLVectorDBError
 
 
-class ReplicaPages(ClusterAdmin):
+class ReplicaPages(LiveAdmin):
     """Views beside Django's own."""
 
+    parts = {"health": health_part, "copies": copies_part}
+
     def get_urls(self) -> list[URLPattern]:
-        """Add the numbers that are fetched, and the pages before a removal and a promotion."""
+        """Add the pages before a removal and a promotion."""
         return [
-            path("live/", self.own_view(self.live_view), name="cluster_replica_live"),
             path("remove/", self.own_view(self.remove_view), name="cluster_replica_remove"),
-            path("<int:replica_id>/live/", self.own_view(self.live_one_view), name="cluster_replica_live_one"),
             path("<int:replica_id>/promote/", self.own_view(self.promote_view), name="cluster_replica_promote"),
             *super().get_urls(),
         ]
 
-    def live_view(self, request: HttpRequest) -> JsonResponse:
-        """Return what the list shows of some replicas (`id`, repeated), as it is now."""
-        replicas = self._chosen(request)
-        places: dict[str, str] = {"node": node_part(node_truth())}
-        for truth in replicas_truth(replicas):
-            places[f"health-{truth.replica.pk}"] = health_part(truth)
-            places[f"copies-{truth.replica.pk}"] = copies_part(truth)
-        return live_answer(places, gone=len(replicas) < len(chosen_ids(request)))
+    def rows_now(self, rows: Sequence[Replica]) -> Sequence[ReplicaTruth]:
+        """Return the truth about some replicas, in their order."""
+        return replicas_truth(rows)
 
-    def live_one_view(self, request: HttpRequest, replica_id: int) -> JsonResponse:
-        """Return what the page of one replica shows, as it is now."""
-        if not self.has_view_permission(request):
-            raise PermissionDenied
-        replica = Replica.objects.filter(pk=replica_id).first()
-        if replica is None:
-            return live_answer({}, gone=True)
-        return live_answer({f"replica-{replica.pk}": replica_part(replica)})
+    def page_part(self, row: Replica) -> SafeString:
+        """Return all that is known of one replica."""
+        return replica_part(row)
+
+    def list_places(self) -> Mapping[str, str]:
+        """Return what this node is."""
+        return {"node": node_part(node_truth())}
 
     @method_decorator(csrf_protect)
     def delete_view(self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None) -> Any:

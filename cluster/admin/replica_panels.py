@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from django.http import JsonResponse
 from django.template.loader import render_to_string
 from django.utils.safestring import SafeString
 
 from cluster.admin.history import events_about, moves_of
 from cluster.admin.truth import MORE_BARS, MORE_BARS_WIDTH, NodeTruth, ReplicaTruth, replicas_truth
 from cluster.models import Replica
-
-
-def place(name: str, content: str) -> SafeString:
-    """Return a part in a place that is renewed under its name."""
-    return render_to_string("admin/cluster/place.html", {"name": name, "content": content})
-
-
-def live_answer(places: Mapping[str, str], *, gone: bool = False) -> JsonResponse:
-    """Return the parts as they are now, by the names of their places; `gone` says that the page shows too much."""
-    return JsonResponse({"places": places, "gone": gone})
 
 
 def health_part(truth: ReplicaTruth) -> SafeString:

@@ -6,20 +6,14 @@ from typing import Any
 
 from django import forms
 from django.conf import settings
-from django.forms.models import construct_instance
 
+from cluster.admin.forms import RegisteredForm
 from cluster.models import Shard
-from vectors.admin.forms import RefusingForm, TextField
-from vectors.errors import MLVectorDBError
-
-#: Names of the API's parameters → names of the form's fields.
-_FIELDS = {"shard_id": "label", "shard_url": "url"}
+from vectors.admin.forms import TextField
 
 
-class ShardChangeForm(RefusingForm, forms.ModelForm):
-    """What may be changed of a shard. `refusal` is why the service did not take the very same form a moment before."""
-
-    refusal: MLVectorDBError | None = None
+class ShardChangeForm(RegisteredForm):
+    """What may be changed of a shard."""
 
     weight = forms.FloatField(
         initial=1.0,
@@ -38,22 +32,11 @@ class ShardChangeForm(RefusingForm, forms.ModelForm):
         model = Shard
         fields = ("weight", "auto_failover")
 
-    def clean(self) -> dict[str, Any]:
-        """Show what the service has refused; it checks everything."""
-        data = super().clean() or self.cleaned_data
-        if self.refusal is not None:
-            field = self.refusal.field or ""
-            name = _FIELDS.get(field, field)
-            self.add_error(name if name in self.fields else None, self.refusal.message)
-        return data
-
-    def _post_clean(self) -> None:
-        # The table's constraints are left to the service, which refuses the same in the API's words.
-        self.instance = construct_instance(self, self.instance, self._meta.fields)
-
 
 class ShardForm(ShardChangeForm):
     """A shard to add."""
+
+    field_of = {"shard_id": "label", "shard_url": "url"}
 
     label = forms.CharField(
         label="Shard id", help_text="A name for it: letters, digits, dots, hyphens and underscores."

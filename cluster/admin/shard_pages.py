@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from django.contrib import messages
 from django.core.exceptions import PermissionDenied
-from django.http import HttpRequest, HttpResponseBase, HttpResponseRedirect, JsonResponse
+from django.http import HttpRequest, HttpResponseBase, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils.decorators import method_decorator
@@ -16,14 +16,15 @@ from django.utils.safestring import SafeString
 from django.views.decorators.csrf import csrf_protect
 
 from cluster.admin.confirmation import Confirmation, confirmation_page, wants_force
-from cluster.admin.operated import ClusterAdmin, actor_of, chosen_ids
+from cluster.admin.live import LiveAdmin
+from cluster.admin.operated import actor_of
 from cluster.admin.plans import PlanNow, plan_now, plan_part
-from cluster.admin.replica_panels import live_answer
 from cluster.admin.shard_forms import TargetForm
 from cluster.admin.shard_panels import cell_part, health_part, node_part, shard_part
-from cluster.admin.shard_truth import living_shards, shards_now
+from cluster.admin.shard_truth import ShardNow, living_shards, shards_now
 from cluster.models import Move, Shard
-from cluster.services import moves, sharding_removal
+from cluster.moves.control import move_request
+from cluster.services import sharding_removal
 from cluster.states import ShardState
 from vectors.errors import MLVectorDBError
 
@@ -33,15 +34,15 @@ _MEANWHILE = (
 )
 
 
-class ShardPages(ClusterAdmin):
+class ShardPages(LiveAdmin):
     """Views beside Django's own."""
 
+    parts = {"health": health_part, "load": cell_part}
+
     def get_urls(self) -> list[URLPattern]:
-        """Add what is fetched, and the pages before rows move."""
+        """Add the pages before rows move."""
         return [
-            path("live/", self.own_view(self.live_view), name="cluster_shard_live"),
             path("rebalance/", self.own_view(self.rebalance_view), name="cluster_shard_rebalance"),
-            path("<int:shard_id>/live/", self.own_view(self.live_one_view), name="cluster_shard_live_one"),
             path(
                 "<int:shard_id>/redistribute/",
                 self.own_view(self.redistribute_view),
@@ -50,26 +51,17 @@ class ShardPages(ClusterAdmin):
             *super().get_urls(),
         ]
 
-    def live_view(self, request: HttpRequest) -> JsonResponse:
-        """Return what the list shows of some shards (`id`, repeated), as it is now."""
-        if not self.has_view_permission(request):
-            raise PermissionDenied
-        ids = chosen_ids(request)
-        shards = [shard for shard in living_shards() if shard.pk in ids]
-        places: dict[str, str] = {"node": node_part()}
-        for now in shards_now(shards):
-            places[f"health-{now.shard.pk}"] = health_part(now)
-            places[f"load-{now.shard.pk}"] = cell_part(now)
-        return live_answer(places, gone=len(shards) < len(ids))
+    def rows_now(self, rows: Sequence[Shard]) -> Sequence[ShardNow]:
+        """Return what is known of some shards, in their order."""
+        return shards_now(rows)
 
-    def live_one_view(self, request: HttpRequest, shard_id: int) -> JsonResponse:
-        """Return what the page of one shard shows, as it is now."""
-        if not self.has_view_permission(request):
-            raise PermissionDenied
-        shard = _living(shard_id)
-        if shard is None:
-            return live_answer({}, gone=True)
-        return live_answer({f"shard-{shard.pk}": shard_part(shard)})
+    def page_part(self, row: Shard) -> SafeString:
+        """Return all that is known of one shard."""
+        return shard_part(row)
+
+    def list_places(self) -> Mapping[str, str]:
+        """Return what this node divides, and what moves."""
+        return {"node": node_part()}
 
     @method_decorator(csrf_protect)
     def delete_view(self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None) -> Any:
@@ -184,7 +176,7 @@ class ShardPages(ClusterAdmin):
         refusals: list[str] = []
         if request.method == "POST":
             try:
-                move = moves.move_request(kind, source=source, target=target, actor=actor_of(request))
+                move = move_request(kind, source=source, target=target, actor=actor_of(request))
             except MLVectorDBError as refusal:
                 refusals.append(refusal.message)
             else:

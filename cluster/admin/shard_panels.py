@@ -10,8 +10,7 @@ from cluster.admin.history import events_about
 from cluster.admin.move_truth import moves_now
 from cluster.admin.shard_truth import ShardNow, shards_now
 from cluster.admin.truth import MORE_BARS, MORE_BARS_WIDTH
-from cluster.models import Assignment, Move, MoveStep, Shard, Topology
-from cluster.services.moves import SLOT_KINDS
+from cluster.models import SLOT_KINDS, Assignment, Move, MoveStep, Shard, Topology
 
 _MOVES = 5
 

@@ -41,7 +41,7 @@ class EnabledView(NodeView):
         answered = method in self.http_method_names and hasattr(self, method)
         if answered and method != "options" and not self.is_enabled():
             self.check_query(request)
-            raise _NotEnabled(self.feature.message, code=self.feature.code)
+            raise _NotEnabled(self.feature.message, code=self.feature.code, detail=self.who_knows())
 
     def is_enabled(self) -> bool:
         """Whether this node has what the endpoint is about."""
@@ -58,7 +58,18 @@ class EnabledView(NodeView):
 
     def not_enabled(self) -> dict[str, Any]:
         """Return what a read answers where the feature is not enabled."""
-        return {"message": self.feature.message}
+        return {"message": self.feature.message, **self.who_knows()}
+
+    def who_knows(self) -> dict[str, Any]:
+        """Return where to ask instead, where shards are another node's: `coordinator_url`; nothing elsewhere."""
+        view = topology()
+        if self.feature is REPLICATION:
+            return {}
+        if view.assignment is not None:
+            return {"coordinator_url": view.assignment.coordinator_url}
+        if view.placed_sharding is not None and view.placement is not None:
+            return {"coordinator_url": view.placement.owner_url}
+        return {}
 
     def get_view_name(self) -> str:
         """Return the title of the page."""

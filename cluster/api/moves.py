@@ -14,9 +14,10 @@ from cluster.api.enabled import EnabledView, PictureView, is_enabled
 from cluster.api.picture import limit_of
 from cluster.api.query import DRY_RUN, MOVE_KIND, MOVE_SOURCE, MOVE_TARGET, MOVES_LIMIT
 from cluster.api.sharding import planned_or_asked
-from cluster.models import Move
+from cluster.models import SLOT_KINDS, Move
+from cluster.moves.control import MoveNotFound, move_cancel, move_of, move_pause, move_resume
 from cluster.overview import move_view
-from cluster.services import moves, sharding
+from cluster.services import sharding
 from mlvdb_site.http.errors import RequestError
 
 _MOVES = 100
@@ -43,8 +44,8 @@ class MovesView(PictureView):
         if not is_enabled(SHARDING):
             raise RequestError(SHARDING.message, code=SHARDING.code)
         given = self.given(request, required=("kind",))
-        if given["kind"] not in moves.SLOT_KINDS:
-            raise RequestError(f"kind is one of {', '.join(moves.SLOT_KINDS)}", field="kind")
+        if given["kind"] not in SLOT_KINDS:
+            raise RequestError(f"kind is one of {', '.join(SLOT_KINDS)}", field="kind")
         source = sharding.shard_of(given["source"]) if given.get("source") else None
         target = sharding.shard_of(given["target"]) if given.get("target") else None
         dry_run = self.given_flag(given, "dry_run")
@@ -65,7 +66,7 @@ class MoveView(PictureView):
 
     def get(self, request: Request, move_id: str) -> Response:
         """Return it."""
-        return Response(move_view(moves.move_of(_number(move_id))))
+        return Response(move_view(move_of(_number(move_id))))
 
 
 class _MoveControlView(EnabledView):
@@ -88,7 +89,7 @@ class MovePauseView(_MoveControlView):
     """Pause a move: it stops where it is, but for slots that are closed, which are switched first."""
 
     title = "Pause of a move"
-    service = moves.move_pause
+    service = move_pause
     done = "paused"
 
 
@@ -96,7 +97,7 @@ class MoveResumeView(_MoveControlView):
     """Resume a move."""
 
     title = "Resumption of a move"
-    service = moves.move_resume
+    service = move_resume
     done = "resumed"
 
 
@@ -104,12 +105,12 @@ class MoveCancelView(_MoveControlView):
     """Cancel a move: what has not been switched is undone."""
 
     title = "Cancellation of a move"
-    service = moves.move_cancel
+    service = move_cancel
     done = "cancelled"
 
 
 def _number(move_id: str) -> int:
     is_number = move_id.isascii() and move_id.isdigit() and len(move_id) <= 18
     if not is_number:
-        raise moves.MoveNotFound(f"there is no move {move_id}", field="move_id")
+        raise MoveNotFound(f"there is no move {move_id}", field="move_id")
     return int(move_id)

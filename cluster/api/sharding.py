@@ -17,8 +17,10 @@ from cluster.api.enabled import EnabledView
 from cluster.api.query import AUTO_FAILOVER, DRY_RUN, FORCE, LOCATED_ID, REBALANCE, SHARD_ID, SHARD_URL, WEIGHT
 from cluster.health.shards import shards_check
 from cluster.models import Move, Shard
+from cluster.moves.control import move_request
+from cluster.moves.planning import move_plan
 from cluster.query_processor.means import means
-from cluster.services import moves, sharding
+from cluster.services import sharding
 from cluster.services.sharding_rows import LARGEST_WEIGHT
 from cluster.shards_overview import location, sharding_info, shards_now
 from mlvdb_site.http.errors import RequestError
@@ -200,9 +202,9 @@ def planned_or_asked(
     """Answer the plan of a move, or ask for it and answer that."""
     with means().waits.slot():
         if dry_run:
-            plan = moves.move_plan(kind, source=source, target=target)
+            plan = move_plan(kind, source=source, target=target)
             return Response({"status": "success", "dry_run": True, "plan": plan.to_document()})
-        move = moves.move_request(kind, source=source, target=target, actor=actor_of(request))
+        move = move_request(kind, source=source, target=target, actor=actor_of(request))
     return _accepted(move, message)
 
 

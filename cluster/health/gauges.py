@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from cluster.health.shards import healthy_shards
-from cluster.models import Move, MoveStep, Placement, Replica, ReplicaCopy, Shard, Topology
-from cluster.services.moves import SLOT_KINDS
+from cluster.models import SLOT_KINDS, Move, MoveStep, Placement, Replica, ReplicaCopy, Shard, Topology
 from cluster.sharding.table import SlotTable
 from cluster.states import CopyState, Membership, MovePhase, PeerHealth, ShardState
 from vectors.models import ShardHead

@@ -7,9 +7,13 @@ answers, but is not the one it should be, has failed the probe: its `code` and `
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+
+from django.conf import settings
+from django.db import connection
 
 from cluster.services.candidates import STATUS_PATH, Host
 from cluster.transport.client import peer_client
@@ -133,6 +137,22 @@ def status_ask(url: str, *, timeout_s: float) -> NodeStatus | None:
         return NodeStatus.of(peer_client().json(url, "GET", STATUS_PATH, timeout_s=timeout_s, even_if_silent=True))
     except (PeerError, ValueError):
         return None
+
+
+def statuses_ask(urls: Sequence[str]) -> list[NodeStatus | None]:
+    """Return what nodes say of themselves, all asked at once; of each as `status_ask`, within a probe's time."""
+    if not urls:
+        return []
+    with ThreadPoolExecutor(len(urls), thread_name_prefix="status") as pool:
+        return list(pool.map(_status_by_thread, urls))
+
+
+def _status_by_thread(url: str) -> NodeStatus | None:
+    try:
+        return status_ask(url, timeout_s=settings.MLVDB_PROBE_TIMEOUT_S)
+    finally:
+        # Hooks of the transport may have opened one.
+        connection.close()
 
 
 def _shard(document: Any) -> ShardStatus:

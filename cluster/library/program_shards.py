@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING
 from django.utils import timezone
 
 from cluster.library.preparation import ACTOR
-from cluster.models import Move, NamespaceErrand, Shard, ShardedNamespace, Topology
+from cluster.models import SLOT_KINDS, Move, NamespaceErrand, Shard, ShardedNamespace, Topology
+from cluster.moves.control import fill_now
 from cluster.services.changes import Unchanged, registry_change
-from cluster.services.moves import SLOT_KINDS
 from cluster.services.sharding import sharding_enable
 from cluster.services.sharding_assignments import assignments_push
 from cluster.services.sharding_gates import gate_write
-from cluster.services.sharding_moves import fill_now
 from cluster.services.sharding_rows import RESERVED_LABELS, ShardExists, check_same_strategy, check_weight
 from cluster.states import MovePhase, ShardState
 from vectors.engine.slots import ALL_SLOTS, NO_SLOTS

@@ -194,7 +194,7 @@ class ShardingManagerImpl:
         Raise ShardNotFound, MoveNotOver and MoveNotDone.
         """
         from cluster.models import Move
-        from cluster.services.moves import move_request
+        from cluster.moves.control import move_request
         from cluster.services.sharding_rows import shard_of
 
         self.check_running()
@@ -208,7 +208,7 @@ class ShardingManagerImpl:
         Raise MoveNotOver and MoveNotDone.
         """
         from cluster.models import Move
-        from cluster.services.moves import move_request
+        from cluster.moves.control import move_request
 
         self.check_running()
         move = move_request(Move.Kind.REBALANCE, actor=ACTOR)
@@ -235,9 +235,8 @@ class ShardingManagerImpl:
 
         How many vectors a node has is as of its last probe.
         """
-        from cluster.models import Move
+        from cluster.models import SLOT_KINDS, Move
         from cluster.overview import move_view
-        from cluster.services.moves import SLOT_KINDS
         from cluster.shards_overview import sharding_info
 
         running = Move.objects.filter(ended_at__isnull=True, kind__in=SLOT_KINDS)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
-from urllib.parse import quote, urlencode
 
 import msgpack
 from django.conf import settings
@@ -17,7 +16,8 @@ from cluster.query_processor.errors import CopyBehind, CopySyncing, ShardUnavail
 from cluster.query_processor.reading import Read
 from cluster.transport import wire
 from cluster.transport.client import PeerAnswer, peer_client
-from cluster.transport.errors import PeerGarbled, PeerRejected
+from cluster.transport.errors import PeerGarbled, PeerRejected, refusals
+from cluster.transport.messages import shard_path
 from vectors import errors
 from vectors.errors import MLVectorDBError
 from vectors.query_processor import Answer, RequestOptions, WriteResult
@@ -122,15 +122,7 @@ def domain_error(rejected: PeerRejected, *, of_shard: bool = False) -> MLVectorD
     What another copy might answer otherwise is about the peer too, but where the peer has answered for all copies of a
     shard (`of_shard`).
     """
-    made = _BY_CODE.get(rejected.peer_code) or (_OF_SHARDS.get(rejected.peer_code) if of_shard else None)
-    if made is None or made.status != rejected.peer_status:
-        return None
-    return made(
-        rejected.peer_message,
-        field=rejected.peer_field,
-        detail=rejected.peer_detail,
-        retry_after_s=rejected.retry_after_s,
-    )
+    return rejected.as_own(_OF_SHARD if of_shard else _OF_ANY_COPY)
 
 
 def _call(
@@ -143,11 +135,10 @@ def _call(
     route: str = "read",
     idempotent: bool = True,
 ) -> PeerAnswer:
-    query = urlencode({"cluster": cluster})
     return peer_client().call(
         url,
         "POST",
-        f"/cluster/node/shards/{quote(shard_uid, safe='')}/{route}?{query}",
+        shard_path(shard_uid, route, cluster=cluster),
         body=body,
         content_type=CONTENT_TYPE,
         timeout_s=min(timeout_s, settings.MLVDB_PEER_TIMEOUT_S),
@@ -155,39 +146,33 @@ def _call(
     )
 
 
-_BY_CODE = {
-    kind.code: kind
-    for kind in (
-        errors.InvalidInput,
-        errors.DimensionMismatch,
-        errors.InvalidFilter,
-        errors.NotFound,
-        errors.NamespaceNotFound,
-        errors.VectorNotFound,
-        errors.TokenLost,
-        errors.StaleScope,
-    )
-}
+_OF_ANY_COPY = refusals(
+    errors.InvalidInput,
+    errors.DimensionMismatch,
+    errors.InvalidFilter,
+    errors.NotFound,
+    errors.NamespaceNotFound,
+    errors.VectorNotFound,
+    errors.TokenLost,
+    errors.StaleScope,
+)
 """What every copy would say."""
 
-_OF_SHARDS = {
-    kind.code: kind
-    for kind in (
-        errors.SlotsClosed,
-        errors.NotPrimary,
-        errors.TooLarge,
-        errors.MemoryLimitReached,
-        errors.StorageFull,
-        errors.NotReady,
-        errors.NotEnoughCopies,
-        errors.Busy,
-        errors.CheckpointBehind,
-        errors.StorageBusy,
-        errors.StorageError,
-        errors.ShardDamaged,
-        CopyBehind,
-        CopySyncing,
-        ShardUnavailable,
-    )
-}
+_OF_SHARD = _OF_ANY_COPY | refusals(
+    errors.SlotsClosed,
+    errors.NotPrimary,
+    errors.TooLarge,
+    errors.MemoryLimitReached,
+    errors.StorageFull,
+    errors.NotReady,
+    errors.NotEnoughCopies,
+    errors.Busy,
+    errors.CheckpointBehind,
+    errors.StorageBusy,
+    errors.StorageError,
+    errors.ShardDamaged,
+    CopyBehind,
+    CopySyncing,
+    ShardUnavailable,
+)
 """What a node says that has asked the copies of its shard."""

@@ -20,6 +20,7 @@ from cluster.models import DigestRun
 from cluster.topology import topology
 from cluster.transport.client import peer_client
 from cluster.transport.errors import PeerGarbled
+from cluster.transport.messages import shard_path
 from vectors.engine.digest import range_digests
 from vectors.errors import LogGap, MLVectorDBError
 from vectors.models import ShardHead
@@ -120,7 +121,7 @@ def digest_asked(url: str, shard_uid: str, position: Position, *, deadline: floa
         answer = peer_client().json(
             url,
             "POST",
-            f"/cluster/node/shards/{shard_uid}/digest?cluster={now.cluster}&epoch={now.epoch}",
+            shard_path(shard_uid, "digest", cluster=now.cluster, epoch=now.epoch),
             json={"request": request, "term": position.term, "seq": position.seq},
             timeout_s=settings.MLVDB_PEER_TIMEOUT_S,
             even_if_silent=True,
@@ -139,7 +140,7 @@ def position_asked(url: str, shard_uid: str) -> tuple[Position, bool]:
     answer = peer_client().json(
         url,
         "GET",
-        f"/cluster/node/shards/{shard_uid}/position?cluster={now.cluster}&epoch={now.epoch}",
+        shard_path(shard_uid, "position", cluster=now.cluster, epoch=now.epoch),
         even_if_silent=True,
     )
     try:

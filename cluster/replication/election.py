@@ -27,6 +27,7 @@ from cluster.replication.votes import Ballot, Count, Result, count, document_for
 from cluster.states import Membership
 from cluster.transport.client import peer_client
 from cluster.transport.errors import PeerError, PeerGarbled, PeerRejected
+from cluster.transport.messages import shard_path
 from vectors.errors import Conflict, StaleTerm
 from vectors.store import terms
 from vectors.store.log import Head, Position
@@ -186,7 +187,7 @@ def _ask(copy: PlacedCopy, ballot: Ballot) -> dict[str, Any] | PeerError:
         return peer_client().json(
             copy.url,
             "POST",
-            f"/cluster/node/shards/{ballot.shard}/vote",
+            shard_path(ballot.shard, "vote"),
             json={
                 "cluster": ballot.cluster,
                 "epoch": ballot.epoch,
@@ -241,9 +242,7 @@ def placement_ask(copy: PlacedCopy, document: PlacementDocument) -> PlacementDoc
 
     Raise the errors of `cluster.transport`.
     """
-    answer = peer_client().json(
-        copy.url, "GET", f"/cluster/node/shards/{document.shard}/placement", even_if_silent=True
-    )
+    answer = peer_client().json(copy.url, "GET", shard_path(document.shard, "placement"), even_if_silent=True)
     try:
         told = PlacementDocument.of(answer)
     except ValueError as error:

@@ -17,7 +17,6 @@ import logging
 import time
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import quote, urlencode
 
 import orjson
 from django.conf import settings
@@ -28,6 +27,7 @@ from cluster.states import MovePhase
 from cluster.topology import topology
 from cluster.transport.client import BINARY, JSON, peer_client, read_json
 from cluster.transport.errors import PeerGarbled
+from cluster.transport.messages import shard_path
 from vectors.errors import MLVectorDBError, StorageBusy
 from vectors.models import ShardHead
 from vectors.store import pins
@@ -63,7 +63,6 @@ class FullSync:
         self._lease = lease
         self._check = check
         self._covers = covers
-        self._path = f"/cluster/node/shards/{head.uid}/sync"
         self._saved_at = 0.0
 
     def run(self) -> Position:
@@ -172,7 +171,7 @@ class FullSync:
         answer = peer_client().call(
             self._replica.url,
             method,
-            f"{self._path}{what}?{urlencode(fence, quote_via=quote)}",
+            shard_path(self._head.uid, f"sync{what}", **fence),
             body=orjson.dumps(document) if chunk is None else chunk,
             content_type=JSON if chunk is None else BINARY,
             timeout_s=timeout_s or 4 * settings.MLVDB_PEER_TIMEOUT_S,

@@ -9,9 +9,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from cluster.models import Move, Replica, ReplicaCopy
-from cluster.states import MOVE_TRANSITIONS, MovePhase, allowed
-
-_OPEN = tuple(phase for phase in MovePhase if not phase.is_over)
+from cluster.states import MOVE_TRANSITIONS, OPEN_PHASES, MovePhase, allowed
 
 
 def move_begin(
@@ -25,7 +23,7 @@ def move_begin(
 ) -> Move:
     """Return the move of that kind that is under way for a copy, with the new plan; made when there is none."""
     with transaction.atomic():
-        move = Move.objects.filter(kind=kind, replica=replica, shard=shard, phase__in=_OPEN).first()
+        move = Move.objects.filter(kind=kind, replica=replica, shard=shard, phase__in=OPEN_PHASES).first()
         if move is None:
             return Move.objects.create(
                 kind=kind,
@@ -45,7 +43,7 @@ def move_begin(
 def move_end(move: Move, phase: MovePhase, *, error: str = "") -> bool:
     """End a move; return whether it was this call that ended it."""
     assert phase.is_over
-    legal = [old for old in _OPEN if allowed(MOVE_TRANSITIONS, old, phase)]
+    legal = [old for old in OPEN_PHASES if allowed(MOVE_TRANSITIONS, old, phase)]
     fields: dict[str, Any] = {"phase": phase, "error": error[:500], "ended_at": timezone.now()}
     if phase is MovePhase.DONE:
         fields |= {"rows_done": move.rows_total, "bytes_done": move.bytes_total}
@@ -58,7 +56,7 @@ def move_end(move: Move, phase: MovePhase, *, error: str = "") -> bool:
 
 def catch_ups_settle() -> None:
     """Note the progress of catch-ups, and end those whose copy has got where it was to get. By beat."""
-    for move in Move.objects.filter(kind=Move.Kind.CATCH_UP, phase__in=_OPEN):
+    for move in Move.objects.filter(kind=Move.Kind.CATCH_UP, phase__in=OPEN_PHASES):
         copy = ReplicaCopy.objects.filter(replica=move.replica_id, shard=move.shard).first()
         if copy is None:
             move_end(move, MovePhase.CANCELLED, error="the replica was removed")
@@ -68,4 +66,4 @@ def catch_ups_settle() -> None:
             move_end(move, MovePhase.DONE)
         else:
             done = max(0, copy.seq - int(move.plan.get("from_seq", 0)))
-            Move.objects.filter(pk=move.pk, phase__in=_OPEN).update(phase=MovePhase.FOLLOWING, rows_done=done)
+            Move.objects.filter(pk=move.pk, phase__in=OPEN_PHASES).update(phase=MovePhase.FOLLOWING, rows_done=done)

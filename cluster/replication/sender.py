@@ -17,13 +17,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple
-from urllib.parse import urlencode
 
 from django.conf import settings
 
 from cluster.topology import topology
 from cluster.transport.client import peer_client, read_json
 from cluster.transport.errors import PeerGarbled, PeerRejected
+from cluster.transport.messages import shard_path
 from vectors.errors import Conflict, LogGap, Unavailable
 from vectors.store import log, slices, terms
 from vectors.store.log import Position
@@ -131,7 +131,7 @@ class Sender:
         answer = peer_client().json(
             self.target.url,
             "GET",
-            f"/cluster/node/shards/{self.target.shard}/position?{self._fence()}",
+            shard_path(self.target.shard, "position", **self._fence()),
             timeout_s=timeout_s,
             even_if_silent=even_if_silent,
         )
@@ -169,8 +169,8 @@ class Sender:
 
     def _cut_back(self, to: Position, head: log.Head, timeout_s: float, even_if_silent: bool) -> None:
         logger.warning("copy_cut_back replica=%s shard=%s to=%s", self.target.replica, self.target.shard[:8], tuple(to))
-        query = self._fence(term=head.term, to_term=to.term, to_seq=to.seq)
-        self._exchange("cut-back", query, b"", timeout_s, even_if_silent)
+        fence = self._fence(term=head.term, to_term=to.term, to_seq=to.seq)
+        self._exchange("cut-back", fence, b"", timeout_s, even_if_silent)
 
     def _send(self, head: log.Head, body: bytes, timeout_s: float, even_if_silent: bool) -> None:
         try:
@@ -190,13 +190,15 @@ class Sender:
         if self.known.term > head.term:
             raise self._deposed(self.known.term)
 
-    def _exchange(self, what: str, query: str, body: bytes, timeout_s: float, even_if_silent: bool) -> Any:
+    def _exchange(
+        self, what: str, fence: Mapping[str, str | int], body: bytes, timeout_s: float, even_if_silent: bool
+    ) -> Any:
         """Have the copy's node do something to its log."""
         try:
             answer = peer_client().call(
                 self.target.url,
                 "POST",
-                f"/cluster/node/shards/{self.target.shard}/{what}?{query}",
+                shard_path(self.target.shard, what, **fence),
                 body=body,
                 timeout_s=timeout_s,
                 even_if_silent=even_if_silent,
@@ -215,7 +217,7 @@ class Sender:
             detail={"replica": self.target.replica, "promised_term": term},
         )
 
-    def _fence(self, **more: int) -> str:
+    def _fence(self, **more: int) -> dict[str, str | int]:
         """Return the query that fences an effect: cluster and epoch, and what else is given."""
         now = topology()
-        return urlencode({"cluster": now.cluster, "epoch": now.epoch, **more})
+        return {"cluster": now.cluster, "epoch": now.epoch, **more}

@@ -289,18 +289,7 @@ def _assignment_keep(told: AssignmentDocument | None) -> None:
     """Be the shard of the coordinator whose the former primary was; it will look for its shard, and find it here."""
     if told is None:
         return
-    Assignment.objects.update_or_create(
-        shard=told.shard,
-        defaults={
-            "label": told.label,
-            "cluster": told.cluster,
-            "reign": told.reign,
-            "epoch": told.epoch,
-            "coordinator_node": told.coordinator_node,
-            "coordinator_url": told.coordinator_url,
-            "slots": told.slots.packed,
-        },
-    )
+    Assignment.objects.update_or_create(shard=told.shard, defaults=told.to_fields())
 
 
 def _outcome(elected: Elected, position: Position) -> dict[str, Any]:

@@ -124,12 +124,7 @@ def check_candidate(host: Host, url: str, status: Mapping[str, Any], *, name: st
             f"the node at {url} is the replica {host.replicas[node]} already",
             detail={"replica_id": host.replicas[node]},
         )
-    if status["protocol"] != PROTOCOL:
-        raise Incompatible(
-            f"{url} (version {status.get('version')}) speaks protocol {status['protocol']} between nodes, "
-            f"this node {PROTOCOL}",
-            detail={"version": status.get("version"), "protocol": status["protocol"]},
-        )
+    check_protocol(url, status)
     held = [shard for shard in status.get("shards", ()) if isinstance(shard, dict)]
     in_cluster = str(status.get("cluster") or "")
     if host.cluster and in_cluster == host.cluster:
@@ -151,6 +146,16 @@ def check_candidate(host: Host, url: str, status: Mapping[str, Any], *, name: st
         raise NodeHoldsRows(
             f"{url} already holds {f'{rows} rows' if rows else 'data'} of its own; a replica begins empty",
             detail={"rows": rows},
+        )
+
+
+def check_protocol(url: str, status: Mapping[str, Any]) -> None:
+    """Raise Incompatible when the node at `url` does not speak as this one does. Pure."""
+    if status["protocol"] != PROTOCOL:
+        raise Incompatible(
+            f"{url} (version {status.get('version')}) speaks protocol {status['protocol']} between nodes, "
+            f"this node {PROTOCOL}",
+            detail={"version": status.get("version"), "protocol": status["protocol"]},
         )
 
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import logging
-from concurrent.futures import ThreadPoolExecutor
 
-from django.conf import settings
-
-from cluster.health.probe import NodeStatus, ShardStatus, status_ask
+from cluster.health.probe import NodeStatus, ShardStatus, statuses_ask
 from cluster.models import Placement
 from cluster.replication import quorum
 from cluster.replication.election import NotElected, PrimaryAlive, more_caught_up, placement_ask
@@ -98,11 +95,7 @@ def look(document: PlacementDocument, head: Head, *, force: bool) -> PlacementDo
 
 def _statuses(document: PlacementDocument) -> list[tuple[PlacedCopy, NodeStatus | None]]:
     others = [copy for copy in document.copies if copy.name != document.name]
-    if not others:
-        return []
-    with ThreadPoolExecutor(len(others), thread_name_prefix="look") as pool:
-        asked = pool.map(lambda copy: status_ask(copy.url, timeout_s=settings.MLVDB_PROBE_TIMEOUT_S), others)
-        return list(zip(others, asked, strict=True))
+    return list(zip(others, statuses_ask([copy.url for copy in others]), strict=True))
 
 
 def _newer_from(copy: PlacedCopy, document: PlacementDocument) -> PlacementDocument | None:

@@ -20,24 +20,21 @@ import os
 import socket
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from urllib.parse import quote
 
-from django.conf import settings
-from django.db import connection
 from django.utils import timezone
 
-from cluster.health.probe import NodeStatus, ShardStatus
+from cluster.health.probe import NodeStatus, ShardStatus, statuses_ask
 from cluster.models import MoveStep, NamespaceErrand, Shard, ShardCopy, ShardedNamespace, Topology
 from cluster.replication.election import NotElected
-from cluster.services.candidates import STATUS_PATH, words_of
+from cluster.services.candidates import words_of
 from cluster.services.changes import TASK, Unchanged, registry_change
 from cluster.services.shard_replicas import copies_note, copies_read, full_urls
 from cluster.services.sharding_assignments import assignments_push
 from cluster.states import FailoverState, Membership, PeerHealth, ShardState
 from cluster.transport.client import peer_client
 from cluster.transport.errors import PeerError, PeerRejected
+from cluster.transport.messages import shard_path
 from mlvdb_site.celery import publish
 from vectors.errors import MLVectorDBError
 from vectors.store.leases import Lease, take_lease
@@ -112,10 +109,9 @@ def _ask_all(shard: Shard, copies: Sequence[ShardCopy]) -> list[_Said]:
 
 def _ask(shard: Shard, names: Mapping[str, str]) -> list[_Said]:
     """Ask nodes, names by URL, what they are; those that are of this shard's cluster have a say."""
-    with ThreadPoolExecutor(len(names), thread_name_prefix="failover") as pool:
-        answers = dict(zip(names, pool.map(_status, names), strict=True))
+    urls = list(names)
     said = []
-    for url, status in answers.items():
+    for url, status in zip(urls, statuses_ask(urls), strict=True):
         held = None if status is None else status.shards.get(shard.uid)
         if status is None or held is None:
             continue
@@ -124,18 +120,6 @@ def _ask(shard: Shard, names: Mapping[str, str]) -> list[_Said]:
             continue
         said.append(_Said(url, names[url], status, held))
     return said
-
-
-def _status(url: str) -> NodeStatus | None:
-    try:
-        return NodeStatus.of(
-            peer_client().json(url, "GET", STATUS_PATH, timeout_s=settings.MLVDB_PROBE_TIMEOUT_S, even_if_silent=True)
-        )
-    except (PeerError, ValueError):
-        return None
-    finally:
-        # Hooks of the transport may have opened one.
-        connection.close()
 
 
 def _candidates(copies: Sequence[ShardCopy], said: Sequence[_Said]) -> list[_Said]:
@@ -156,7 +140,10 @@ def _candidates(copies: Sequence[ShardCopy], said: Sequence[_Said]) -> list[_Sai
 
 def _fail_over(shard: Shard, candidates: list[_Said], lease: Lease) -> None:
     if not candidates:
-        reason = "none of its replicas that are members, in sync and whole can be reached"
+        reason = (
+            "none of its replicas that are members, in sync and whole can be reached (those of all shards do not take"
+            " its node's place)"
+        )
         if FailoverState(shard.failover).is_under_way:
             # Begun by a look that was cut short: nobody is to wait for what does not go on.
             _stick(shard, reason, lease)
@@ -223,7 +210,7 @@ def _promote(shard: Shard, candidate: _Said) -> None:
     peer_client().json(
         candidate.url,
         "POST",
-        f"/cluster/node/shards/{quote(shard.uid, safe='')}/promote",
+        shard_path(shard.uid, "promote"),
         json={"cluster": cluster, "actor": f"failover of {shard.label}"[:100]},
         timeout_s=_PROMOTE_WITHIN_S,
         even_if_silent=True,
@@ -241,7 +228,7 @@ def _lent(shard: Shard, candidate: _Said, lender: str) -> bool:
         peer_client().json(
             lender,
             "POST",
-            f"/cluster/node/shards/{quote(shard.uid, safe='')}/lend",
+            shard_path(shard.uid, "lend"),
             json={"cluster": cluster, "url": candidate.url, "epoch": epoch},
             timeout_s=_PROMOTE_WITHIN_S,
             even_if_silent=True,

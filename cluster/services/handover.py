@@ -41,6 +41,7 @@ from cluster.states import CopyState, Membership
 from cluster.topology import topology
 from cluster.transport.client import peer_client
 from cluster.transport.errors import PeerError, PeerRejected
+from cluster.transport.messages import shard_path
 from vectors.errors import Conflict, MLVectorDBError, Unavailable
 from vectors.models import ShardHead
 from vectors.store import log, terms
@@ -225,7 +226,7 @@ def _ordered(replica: Replica, orders: Sequence[TakeOver], epoch: int, force: bo
     return peer_client().json(
         replica.url,
         "POST",
-        f"/cluster/node/shards/{first.shard}/take-over",
+        shard_path(first.shard, "take-over"),
         json={
             "cluster": topology().cluster,
             "epoch": epoch,

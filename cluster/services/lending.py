@@ -7,7 +7,6 @@ a primary's term are that primary's alone, whoever brings them, and a copy that 
 from __future__ import annotations
 
 import logging
-from urllib.parse import urlencode
 
 import orjson
 from django.conf import settings
@@ -16,6 +15,7 @@ from cluster.models import Placement
 from cluster.replication.sender import CopyPosition
 from cluster.transport.client import peer_client
 from cluster.transport.errors import PeerGarbled
+from cluster.transport.messages import shard_path
 from vectors.errors import Conflict, NotReady
 from vectors.models import ShardHead
 from vectors.store import log, slices, terms
@@ -38,9 +38,8 @@ def tail_lend(shard_uid: str, *, url: str, epoch: int) -> Position:
     """
     head = _head(shard_uid)
     cluster = Placement.objects.filter(shard=shard_uid).values_list("cluster", flat=True).get()
-    fence = {"cluster": cluster, "epoch": epoch}
-    path = f"/cluster/node/shards/{shard_uid}"
-    answer = peer_client().json(url, "GET", f"{path}/position?{urlencode(fence)}", even_if_silent=True)
+    fence: dict[str, str | int] = {"cluster": cluster, "epoch": epoch}
+    answer = peer_client().json(url, "GET", shard_path(shard_uid, "position", **fence), even_if_silent=True)
     theirs = CopyPosition.of(answer, url=url)
     common = terms.last_common(terms.read_terms(head.shard_id), head.last_seq, theirs.terms, theirs.seq)
     if common.seq != theirs.seq or theirs.damaged or theirs.promised_term > head.term:
@@ -52,11 +51,10 @@ def tail_lend(shard_uid: str, *, url: str, epoch: int) -> Position:
         entries = slices.read_slice(
             head.shard_id, common.seq, through=head.last_seq, max_bytes=settings.MLVDB_SLICE_BYTES
         )
-        query = urlencode({**fence, "term": head.term, "head_seq": head.last_seq})
         sent = peer_client().call(
             url,
             "POST",
-            f"{path}/slice?{query}",
+            shard_path(shard_uid, "slice", **fence, term=head.term, head_seq=head.last_seq),
             body=slices.encode_slice(common, entries),
             even_if_silent=True,
         )

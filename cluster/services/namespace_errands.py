@@ -9,28 +9,25 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import wait as wait_for_futures
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 from django.conf import settings
-from django.db import connection
 from django.db.models import F
 from django.utils import timezone
 
 from cluster.models import NamespaceErrand, Shard, ShardedNamespace, Topology
 from cluster.services.candidates import words_of
+from cluster.services.sending import sent_at_once
 from cluster.services.sweeps import Sweeps
 from cluster.transport.client import peer_client
+from cluster.transport.messages import shard_path
 from vectors.engine.distances import Metric
 from vectors.engine.namespace import NamespaceSpec
 from vectors.errors import InvalidInput, MLVectorDBError
 from vectors.models import ShardHead
 
 logger = logging.getLogger(__name__)
-
-_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +111,6 @@ def changes_take(shard_id: int, changes: Sequence[NamespaceChange]) -> None:
             copy.namespace_adopt(change.spec)
 
 
-def namespaces_path(uid: str) -> str:
-    """Return the path of the route between nodes that takes changes of a shard's namespaces."""
-    return f"/cluster/node/shards/{uid}/namespaces"
-
-
 _sweeps = Sweeps()
 
 
@@ -126,20 +118,21 @@ def _deliver(errands: Sequence[NamespaceErrand], timeout_s: float, *, even_if_si
     rounds = _rounds(errands)
     if not rounds:
         return
-    remote = [one for one in rounds if not one.shard.is_local]
-    pool = ThreadPoolExecutor(min(_AT_ONCE, max(1, len(remote))), thread_name_prefix="namespaces")
-    try:
-        sendings: dict[Future[MLVectorDBError | None], _Round] = {
-            pool.submit(_sent, one, timeout_s, even_if_silent): one for one in remote
-        }
+
+    def here() -> None:
         for one in rounds:
             if one.shard.is_local:
                 _note(one, _done_here(one))
-        done, _ = wait_for_futures(sendings, timeout=timeout_s + 1.0)
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-    for sending in done:
-        _note(sendings[sending], sending.result())
+
+    sent = sent_at_once(
+        [one for one in rounds if not one.shard.is_local],
+        lambda one: _sent(one, timeout_s, even_if_silent),
+        within_s=timeout_s + 1.0,
+        thread_name="namespaces",
+        meanwhile=here,
+    )
+    for one, error in sent:
+        _note(one, error)
 
 
 def _rounds(errands: Sequence[NamespaceErrand]) -> list[_Round]:
@@ -163,16 +156,13 @@ def _sent(one: _Round, timeout_s: float, even_if_silent: bool) -> MLVectorDBErro
         peer_client().json(
             one.shard.url,
             "PUT",
-            namespaces_path(one.shard.uid),
+            shard_path(one.shard.uid, "namespaces"),
             json=body,
             timeout_s=timeout_s,
             even_if_silent=even_if_silent,
         )
     except MLVectorDBError as error:
         return error
-    finally:
-        # Hooks of the transport may have opened one.
-        connection.close()
     return None
 
 

@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import wait as wait_for_futures
 from dataclasses import dataclass
 from typing import Any
 
 from django.conf import settings
-from django.db import connection
 from django.db.models import F, Q, QuerySet
 from django.utils import timezone
 
@@ -26,6 +23,7 @@ from cluster.services.candidates import Host, ask_status, check_candidate, host_
 from cluster.services.changes import TASK, registry_change
 from cluster.services.copies import alarm_raise, copy_refuse, copy_state_set
 from cluster.services.membership import membership_settle
+from cluster.services.sending import sent_at_once
 from cluster.services.sweeps import Sweeps
 from cluster.states import CopyState
 from cluster.transport.client import peer_client
@@ -45,8 +43,6 @@ REFUSALS = frozenset(
 
 #: Answers of a node that knows a newer placement or term.
 OUTRUN = frozenset({"stale_epoch", "stale_term"})
-
-_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,33 +146,18 @@ _Answer = dict[str, Any] | MLVectorDBError
 
 
 def _send_all(errands: Sequence[_Errand], timeout_s: float) -> None:
-    if not errands:
-        return
-    pool = ThreadPoolExecutor(min(_AT_ONCE, len(errands)), thread_name_prefix="placement")
-    try:
-        sendings: dict[Future[_Answer], _Errand] = {
-            pool.submit(_sent_by_thread, errand, timeout_s): errand for errand in errands
-        }
-        # A join takes two calls. Each ends at its own deadline; this one is for a machine that stands still.
-        done, _ = wait_for_futures(sendings, timeout=2 * timeout_s + 1.0)
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-    for sending in done:
+    # A join takes two calls.
+    sent = sent_at_once(
+        errands, lambda errand: _sent(errand, timeout_s), within_s=2 * timeout_s + 1.0, thread_name="placement"
+    )
+    for errand, answer in sent:
         try:
-            _note(sendings[sending], sending.result())
+            _note(errand, answer)
         except MLVectorDBError as error:
-            logger.warning("push_not_noted url=%s error=%s", sendings[sending].url, error.message)
+            logger.warning("push_not_noted url=%s error=%s", errand.url, error.message)
 
 
-def _sent_by_thread(errand: _Errand, timeout_s: float) -> _Answer:
-    try:
-        return _sent(errand, timeout_s, even_if_silent=False)
-    finally:
-        # Hooks of the transport may have opened one.
-        connection.close()
-
-
-def _sent(errand: _Errand, timeout_s: float, *, even_if_silent: bool) -> _Answer:
+def _sent(errand: _Errand, timeout_s: float, *, even_if_silent: bool = False) -> _Answer:
     try:
         if errand.joins:
             status = ask_status(errand.url, timeout_s=timeout_s, even_if_silent=even_if_silent)

@@ -42,6 +42,7 @@ from cluster.services.succession_checks import succession_go_on
 from cluster.topology import topology
 from cluster.transport.client import peer_client
 from cluster.transport.errors import PeerError
+from cluster.transport.messages import shard_path
 from mlvdb_site.celery import publish
 from vectors.errors import Conflict, MLVectorDBError
 from vectors.models import ShardHead
@@ -294,7 +295,7 @@ def _ask_to_hand_over(document: PlacementDocument, *, actor: str) -> bool:
         peer_client().json(
             document.primary.url,
             "POST",
-            f"/cluster/node/shards/{document.shard}/hand-over",
+            shard_path(document.shard, "hand-over"),
             json={"cluster": document.cluster, "actor": actor[:100]},
             timeout_s=_HAND_OVER_WITHIN_S,
         )

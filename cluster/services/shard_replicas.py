@@ -12,7 +12,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 from django.conf import settings
 from django.db import connection, transaction
@@ -34,7 +33,8 @@ from cluster.services.registry import (
 )
 from cluster.states import CopyState, Membership, PeerHealth, ShardState
 from cluster.transport.client import peer_client
-from cluster.transport.errors import PeerGarbled, PeerRejected
+from cluster.transport.errors import PeerGarbled, PeerRejected, refusals
+from cluster.transport.messages import shard_path
 from mlvdb_site.markers import topology_changed
 from vectors import errors
 from vectors.errors import Conflict, MLVectorDBError, NotReady
@@ -315,7 +315,7 @@ def _ask(
         return peer_client().json(
             shard.url,
             method,
-            f"/cluster/node/shards/{quote(shard.uid, safe='')}/replicas",
+            shard_path(shard.uid, "replicas"),
             json={"cluster": cluster, **body},
             timeout_s=timeout_s or settings.MLVDB_PEER_TIMEOUT_S,
             even_if_silent=True,
@@ -326,7 +326,7 @@ def _ask(
             raise NotReady(
                 f"another node is becoming the primary of shard {shard.label}: try again in a moment", retry_after_s=1
             ) from rejected
-        raise own_error(rejected) or rejected from rejected
+        raise rejected.as_own(_REFUSALS) or rejected from rejected
 
 
 def _copies(shard: Shard, answer: Mapping[str, Any]) -> list[ToldCopy]:
@@ -353,36 +353,26 @@ def _event(
         change.before, change.after = before, after
 
 
-def own_error(rejected: PeerRejected) -> MLVectorDBError | None:
-    """Return the error that a shard's node refused with, as it is raised for a replica of this node."""
-    made = _BY_CODE.get(rejected.peer_code)
-    if made is None or made.status != rejected.peer_status:
-        return None
-    return made(rejected.peer_message, field=rejected.peer_field, detail=rejected.peer_detail)
-
-
-_BY_CODE = {
-    kind.code: kind
-    for kind in (
-        errors.Conflict,
-        errors.InvalidInput,
-        errors.NotFound,
-        candidates.AlreadyReplica,
-        candidates.Cycle,
-        candidates.Incompatible,
-        candidates.NodeHoldsRows,
-        candidates.NotANode,
-        candidates.OtherNode,
-        candidates.OwnUrl,
-        candidates.WrongCluster,
-        removal.MembersBehind,
-        removal.MembershipChanging,
-        removal.NotConfirmed,
-        handover.HandoverFailed,
-        handover.NoPrimary,
-        handover.NotPromotable,
-        ReplicaExists,
-        ReplicaNotFound,
-        ReplicationNotEnabled,
-    )
-}
+_REFUSALS = refusals(
+    errors.Conflict,
+    errors.InvalidInput,
+    errors.NotFound,
+    candidates.AlreadyReplica,
+    candidates.Cycle,
+    candidates.Incompatible,
+    candidates.NodeHoldsRows,
+    candidates.NotANode,
+    candidates.OtherNode,
+    candidates.OwnUrl,
+    candidates.WrongCluster,
+    removal.MembersBehind,
+    removal.MembershipChanging,
+    removal.NotConfirmed,
+    handover.HandoverFailed,
+    handover.NoPrimary,
+    handover.NotPromotable,
+    ReplicaExists,
+    ReplicaNotFound,
+    ReplicationNotEnabled,
+)
+"""What the node that keeps a shard's copies refuses as this one would for its own."""

@@ -18,6 +18,7 @@ from django.utils import timezone
 
 from cluster.health.shards import shards_check
 from cluster.models import Assignment, Move, Placement, Replica, ReplicaCopy, Shard, Topology
+from cluster.moves.control import fill_now
 from cluster.node_urls import check_own_url, node_url, own_url
 from cluster.replication.knocks import knock
 from cluster.replication.placements import NodeAddress
@@ -29,7 +30,6 @@ from cluster.services.placements import placements_push
 from cluster.services.sharding_assignments import assignments_push
 from cluster.services.sharding_candidates import check_shard_candidate, coordinator_now
 from cluster.services.sharding_gates import gate_write
-from cluster.services.sharding_moves import fill_now
 from cluster.services.sharding_removal import shard_remove
 from cluster.services.sharding_rows import (
     HASH,

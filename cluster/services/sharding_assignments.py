@@ -12,13 +12,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import wait as wait_for_futures
 from dataclasses import dataclass
 from typing import Any
 
 from django.conf import settings
-from django.db import connection
 from django.db.models import F
 from django.utils import timezone
 
@@ -29,6 +26,7 @@ from cluster.services.candidates import ask_status, words_of
 from cluster.services.changes import TASK, Unchanged, registry_change
 from cluster.services.copies import alarm_raise
 from cluster.services.placements import REFUSALS
+from cluster.services.sending import sent_at_once
 from cluster.services.sharding_candidates import Coordinator, check_shard_candidate, coordinator_now
 from cluster.services.sweeps import Sweeps
 from cluster.sharding.assignment import AssignmentDocument
@@ -47,8 +45,6 @@ PUSH_TASK = "cluster.tasks.assignments_push"
 
 #: Answers that only a person, or a changed node, can turn into another one.
 SHARD_REFUSALS = REFUSALS | {"already_shard", "not_primary", "shard_lost"}
-
-_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,23 +111,18 @@ def _waiting() -> list[Shard]:
 
 
 def _send_all(shards: Sequence[Shard], timeout_s: float, *, even_if_silent: bool = False) -> None:
-    errands = _errands(shards)
-    if not errands:
-        return
-    pool = ThreadPoolExecutor(min(_AT_ONCE, len(errands)), thread_name_prefix="assignment")
-    try:
-        sendings: dict[Future[_Answer], _Errand] = {
-            pool.submit(_sent_by_thread, errand, timeout_s, even_if_silent): errand for errand in errands
-        }
-        # A join takes two calls. Each ends at its own deadline; this one is for a machine that stands still.
-        done, _ = wait_for_futures(sendings, timeout=2 * timeout_s + 1.0)
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-    for sending in done:
+    # A join takes two calls.
+    sent = sent_at_once(
+        _errands(shards),
+        lambda errand: _sent(errand, timeout_s, even_if_silent),
+        within_s=2 * timeout_s + 1.0,
+        thread_name="assignment",
+    )
+    for errand, answer in sent:
         try:
-            _note(sendings[sending], sending.result())
+            _note(errand, answer)
         except MLVectorDBError as error:
-            logger.warning("assignment_not_noted url=%s error=%s", sendings[sending].url, error.message)
+            logger.warning("assignment_not_noted url=%s error=%s", errand.url, error.message)
 
 
 def _errands(shards: Sequence[Shard]) -> list[_Errand]:
@@ -169,7 +160,7 @@ def _errands(shards: Sequence[Shard]) -> list[_Errand]:
 _Answer = dict[str, Any] | MLVectorDBError
 
 
-def _sent_by_thread(errand: _Errand, timeout_s: float, even_if_silent: bool) -> _Answer:
+def _sent(errand: _Errand, timeout_s: float, even_if_silent: bool) -> _Answer:
     try:
         if errand.document.joins:
             status = ask_status(errand.url, timeout_s=timeout_s, even_if_silent=even_if_silent, field="shard_url")
@@ -187,9 +178,6 @@ def _sent_by_thread(errand: _Errand, timeout_s: float, even_if_silent: bool) -> 
         )
     except MLVectorDBError as error:
         return error
-    finally:
-        # Hooks of the transport may have opened one.
-        connection.close()
 
 
 # -- what they answered ------------------------------------------------------------------------------------------

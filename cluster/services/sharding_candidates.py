@@ -15,15 +15,14 @@ from cluster.models import Replica, Shard
 from cluster.services.candidates import (
     AlreadyReplica,
     Cycle,
-    Incompatible,
     NodeHoldsRows,
     OtherNode,
     OwnUrl,
     WrongCluster,
     check_no_shard,
+    check_protocol,
 )
 from cluster.states import ShardState
-from cluster.transport import PROTOCOL
 from vectors.errors import Conflict
 
 
@@ -79,12 +78,7 @@ def check_shard_candidate(
             f"the node at {url} is the replica {asks.replicas[node]} of this one",
             detail={"replica_id": asks.replicas[node]},
         )
-    if status["protocol"] != PROTOCOL:
-        raise Incompatible(
-            f"{url} (version {status.get('version')}) speaks protocol {status['protocol']} between nodes, "
-            f"this node {PROTOCOL}",
-            detail={"version": status.get("version"), "protocol": status["protocol"]},
-        )
+    check_protocol(url, status)
     assignment = status.get("assignment")
     if isinstance(assignment, dict) and assignment.get("cluster") == asks.cluster:
         if assignment.get("shard") == uid:

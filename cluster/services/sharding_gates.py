@@ -12,8 +12,9 @@ import os
 import socket
 
 from cluster.models import MoveStep, Shard, Topology
+from cluster.moves.ends import end_of
 from cluster.sharding.table import SlotTable
-from cluster.states import MovePhase, ShardState
+from cluster.states import CLOSED_PHASES, ShardState
 from vectors.engine.slots import ALL_SLOTS, SlotSet
 from vectors.errors import MLVectorDBError
 from vectors.models import ShardHead
@@ -63,22 +64,16 @@ def writable_of(shard: Shard, topology: Topology) -> SlotSet:
     """Return the slots that a shard is to be writable in by the registry: its own but those being closed by a move."""
     assert topology.slots is not None
     writable = SlotTable.of_bytes(bytes(topology.slots)).owned_by(shard.pk)
-    leaving = MoveStep.objects.filter(source=shard, phase__in=(MovePhase.CLOSING, MovePhase.SWITCHING))
+    leaving = MoveStep.objects.filter(source=shard, phase__in=CLOSED_PHASES)
     for slots in leaving.values_list("slots", flat=True):
         writable = writable - SlotSet(bytes(slots))
     return writable
 
 
-def _set_slots(shard: Shard, epoch: int, writable: SlotSet) -> None:
-    from cluster.services.shard_ends import end_of
-
-    end_of(shard).set_slots(epoch, writable)
-
-
 def _open(shard: Shard) -> bool:
     topology = Topology.objects.get()
     try:
-        _set_slots(shard, topology.epoch, writable_of(shard, topology))
+        end_of(shard).set_slots(topology.epoch, writable_of(shard, topology))
     except MLVectorDBError as error:
         logger.warning("gate_not_opened shard=%s error=%s", shard.label, error.message)
         return False

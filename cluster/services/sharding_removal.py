@@ -22,22 +22,20 @@ from django.db.models import Q
 from django.utils import timezone
 
 from cluster.models import Move, MoveStep, NamespaceErrand, Replica, ReplicaCopy, Shard, Topology
+from cluster.moves.control import drain_now
 from cluster.services.candidates import OtherNode, ask_status, words_of
 from cluster.services.changes import TASK, Change, Unchanged, registry_change
 from cluster.services.sharding_assignments import assignments_push
 from cluster.services.sharding_gates import gates_settle
-from cluster.services.sharding_moves import drain_now
 from cluster.services.sharding_rows import LastShard, ShardUnreachable, check_coordinator, shard_of
 from cluster.sharding.plan import shares
 from cluster.sharding.table import SlotTable
-from cluster.states import SHARD_TRANSITIONS, MovePhase, ShardState, allowed
+from cluster.states import OPEN_PHASES, SHARD_TRANSITIONS, MovePhase, ShardState, allowed
 from vectors.engine.slots import SlotSet
 from vectors.errors import MLVectorDBError
 from vectors.models import ShardHead
 
 logger = logging.getLogger(__name__)
-
-_OPEN_PHASES = tuple(phase for phase in MovePhase if not phase.is_over)
 
 
 def shard_remove(*, label: str, force: bool = False, actor: str) -> Move | None:
@@ -146,7 +144,7 @@ def _slots(shard: Shard) -> SlotSet:
 
 
 def _steps(shard: Shard) -> Any:
-    return MoveStep.objects.filter(Q(source=shard) | Q(target=shard), phase__in=_OPEN_PHASES)
+    return MoveStep.objects.filter(Q(source=shard) | Q(target=shard), phase__in=OPEN_PHASES)
 
 
 def _has_nothing(shard: Shard) -> bool:

@@ -10,12 +10,12 @@ import logging
 from django.conf import settings
 
 from cluster.models import Assignment, Placement, Topology
+from cluster.moves.control import fill_now
 from cluster.services.full_replicas import full_replicas_settle
 from cluster.services.namespace_errands import errands_deliver_pending
 from cluster.services.sharding import sharding_begin
 from cluster.services.sharding_assignments import assignments_push_pending
 from cluster.services.sharding_gates import gates_settle
-from cluster.services.sharding_moves import fill_now
 from cluster.services.sharding_removal import drained_settle, removed_settle
 from cluster.services.sharding_rows import HASH, StrategyFixed, check_same_strategy
 from cluster.services.succession_checks import succession_go_on

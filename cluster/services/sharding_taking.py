@@ -147,15 +147,7 @@ def _check_may_join(told: AssignmentDocument) -> None:
 
 @storage_faults()
 def _store(told: AssignmentDocument) -> None:
-    fields = {
-        "label": told.label,
-        "cluster": told.cluster,
-        "reign": told.reign,
-        "epoch": told.epoch,
-        "coordinator_node": told.coordinator_node,
-        "coordinator_url": told.coordinator_url,
-        "slots": told.slots.packed,
-    }
+    fields = told.to_fields()
     with writers_in_line(), transaction.atomic(durable=True):
         topology = locked_topology()
         row = Assignment.objects.first()

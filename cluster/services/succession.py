@@ -125,9 +125,15 @@ def _numbers_go_on() -> None:
 
 
 def _namespaces_find(told: PlacedShards) -> None:
-    """Make the rows of all namespaces that this node's copies know; all shards are told of those that have ended."""
+    """Make the rows of all namespaces that this node's copies know; all shards are told of those that have ended.
+
+    What the coordinator's own shards say of one counts: they hear a change before those on other nodes, and of those
+    one may not have heard it when it was over with that coordinator. It is told anew.
+    """
     own_uids = {shard.uid for shard in told.shards} | set(Placement.objects.values_list("shard", flat=True))
-    rows = list(Namespace.objects.filter(shard__uid__in=own_uids).order_by("pk"))
+    rows = list(Namespace.objects.filter(shard__uid__in=own_uids).select_related("shard").order_by("pk"))
+    first = {shard.uid for shard in _own(told)}
+    rows.sort(key=lambda row: row.shard.uid not in first)
     ended = {row.uid for row in rows if row.dropped_at is not None} | set(told.ended)
     alive: dict[str, Namespace] = {}
     for row in rows:
@@ -150,6 +156,19 @@ def _namespaces_find(told: PlacedShards) -> None:
         for row in alive.values()
     )
     namespace_end_everywhere(namespaces_ended(to_end | set(told.ended)))
+    _changes_tell([row for row in rows if row.uid not in ended])
+
+
+def _changes_tell(copies: Iterable[Namespace]) -> None:
+    """Have every shard told of the namespaces of which its copy here says something else than the registry."""
+    registry = {row.uid: row for row in ShardedNamespace.objects.filter(dropped_at=None)}
+    shards = {shard.uid: shard for shard in Shard.objects.all() if ShardState(shard.state).may_own}
+    NamespaceErrand.objects.bulk_create(
+        NamespaceErrand(shard=shards[copy.shard.uid], namespace=row)
+        for copy in copies
+        if (row := registry.get(copy.uid)) is not None and copy.shard.uid in shards
+        if (copy.recall_target, copy.picture) != (row.recall_target, row.picture)
+    )
 
 
 def namespaces_ended(uids: Iterable[str]) -> list[ShardedNamespace]:

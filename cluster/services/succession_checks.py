@@ -28,8 +28,8 @@ from django.conf import settings
 from django.db import connection
 
 from cluster.models import MoveStep, Shard, ShardedNamespace, Topology
+from cluster.moves.ends import end_of
 from cluster.services.changes import TASK, Unchanged, registry_change
-from cluster.services.shard_ends import end_of
 from cluster.services.sharding_assignments import assignments_push
 from cluster.services.sharding_gates import MOVES_LEASE, gates_settle
 from cluster.services.succession import namespace_end_everywhere, namespaces_ended

@@ -56,6 +56,18 @@ class AssignmentDocument:
             "released": self.released,
         }
 
+    def to_fields(self) -> dict[str, Any]:
+        """Return what a node keeps of it beside the shard's uid, by the names of the columns."""
+        return {
+            "label": self.label,
+            "cluster": self.cluster,
+            "reign": self.reign,
+            "epoch": self.epoch,
+            "coordinator_node": self.coordinator_node,
+            "coordinator_url": self.coordinator_url,
+            "slots": self.slots.packed,
+        }
+
     @classmethod
     def of(cls, document: Any) -> AssignmentDocument:
         """Read one; raise ValueError for anything else, and for a format of another version."""

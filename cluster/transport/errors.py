@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vectors.errors import Unavailable
+from vectors.errors import MLVectorDBError, Unavailable
 
 
 class PeerError(Unavailable):
@@ -99,3 +99,19 @@ class PeerRejected(PeerError):
         self.peer_message = peer_message
         self.peer_field = peer_field
         self.peer_detail = dict(peer_detail or {})
+
+    def as_own(self, refusals: Refusals) -> MLVectorDBError | None:
+        """Return the error as it is raised where this node refuses itself; None for one that is not of `refusals`."""
+        made = refusals.get((self.peer_status, self.peer_code))
+        if made is None:
+            return None
+        return made(self.peer_message, field=self.peer_field, detail=self.peer_detail, retry_after_s=self.retry_after_s)
+
+
+Refusals = dict[tuple[int, str], type[MLVectorDBError]]
+"""Errors that mean the same at a peer as here, by the status and the code that a peer answers."""
+
+
+def refusals(*kinds: type[MLVectorDBError], status: int | None = None) -> Refusals:
+    """Return errors by what a peer answers; `status` where that is another one than the error has here."""
+    return {(status or kind.status, kind.code): kind for kind in kinds}

@@ -7,7 +7,7 @@ import http.client
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 import orjson
 import requests
@@ -18,7 +18,7 @@ from cluster.transport.connections import CallLimits
 from cluster.transport.errors import PeerError, PeerGarbled, PeerLost, PeerRejected, PeerSilent
 from mlvdb_site.http.request_id import HEADER as REQUEST_ID_HEADER
 from mlvdb_site.http.request_id import current_request_id
-from mlvdb_site.http.signing import NO_BODY_SHA256, sign
+from mlvdb_site.http.signing import NO_BODY_SHA256, NODE_PREFIX, sign
 
 EPOCH_HEADER = "X-MLVDB-Epoch"
 JSON = "application/json"
@@ -40,6 +40,12 @@ class PeerAnswer(NamedTuple):
         """The epoch the peer is at, None where the answer does not say."""
         text = self.headers.get(EPOCH_HEADER, "")
         return int(text) if text.isascii() and text.isdigit() else None
+
+
+def shard_path(uid: str, what: str, **query: str | int) -> str:
+    """Return the path, with its query, of what a node does about its copy of a shard."""
+    path = f"{NODE_PREFIX}shards/{quote(uid, safe='')}/{what}"
+    return f"{path}?{urlencode(query, quote_via=quote)}" if query else path
 
 
 @lru_cache(maxsize=1024)

@@ -2,57 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
-import yaml
 from django.conf import settings as django_settings
 
 from cluster.models import Move, Shard
 from cluster.query_processor.means import means
-from cluster.services import sharding_assignments
-from cluster.services.sharding import sharding_enable
 from cluster.topology import topology_forget
 from cluster.transport import PROTOCOL
 from tests.api.conftest import Api, checked_error
+from tests.api.documented import valid
 from tests.api.routes import api_routes
-from tests.cluster.standin_node import StandInNode
+from tests.cluster.standin_node import Nodes, StandInNode
 from vectors.models import ShardHead
 
-Nodes = Callable[..., StandInNode]
-DOCUMENT = Path(django_settings.BASE_DIR) / "docs" / "openapi.yaml"
 FORM = "application/x-www-form-urlencoded"
 SLOTS = 16384
-
-
-@pytest.fixture
-def coordinator(api: Api, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
-    """An empty coordinator of shard_0 and shard_1; moves are asked for, and nobody runs them."""
-    for module in ("services.moves", "services.sharding_assignments", "health.shards", "health.samples"):
-        monkeypatch.setattr(f"cluster.{module}.publish", lambda *_task: True)
-    monkeypatch.setattr(sharding_assignments, "_has_said_url", True)
-    topology_forget()
-    assert sharding_enable(strategy="hash", shards=2, actor="test")
-    yield api
-    topology_forget()
-
-
-@pytest.fixture
-def nodes() -> Iterator[Nodes]:
-    """Make nodes that listen, and end them with the test."""
-    made: list[StandInNode] = []
-
-    def make(**status: object) -> StandInNode:
-        made.append(StandInNode(**status))
-        return made[-1]
-
-    yield make
-    for node in made:
-        node.close()
 
 
 def add(api: Api, node: StandInNode, label: str = "shard_r") -> Any:
@@ -62,13 +29,6 @@ def add(api: Api, node: StandInNode, label: str = "shard_r") -> Any:
 def shards_of(api: Api) -> dict[str, Any]:
     shards: dict[str, Any] = api.get("/sharding/info").json()["shards"]
     return shards
-
-
-def valid(body: object, path: str, method: str = "get") -> None:
-    """Check an answer against the committed document."""
-    document = yaml.safe_load(DOCUMENT.read_text())
-    schema = document["paths"][path][method]["responses"]["200"]["content"]["application/json"]["schema"]
-    jsonschema.Draft202012Validator({**schema, "components": document["components"]}).validate(body)
 
 
 # -- what is there -----------------------------------------------------------------------------------------------
@@ -336,90 +296,6 @@ def test_the_gauges_tell_of_shards_and_moves(coordinator: Api, nodes: Nodes) -> 
         "mlvdb_moves_paused 0.0",
     ):
         assert line in lines
-
-
-# -- moves -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("path", "body", "kind"),
-    [
-        ("/sharding/shards/shard_0/redistribute/shard_1", {}, "redistribute"),
-        ("/sharding/shards/redistribute-all", {}, "rebalance"),
-        ("/cluster/moves", {"kind": "redistribute", "source": "shard_0", "target": "shard_1"}, "redistribute"),
-        ("/cluster/moves", {"kind": "rebalance"}, "rebalance"),
-    ],
-)
-def test_a_move_is_planned_without_a_trace_and_then_asked_for(
-    coordinator: Api, path: str, body: dict[str, Any], kind: str
-) -> None:
-    plan = coordinator.post(f"{path}?dry_run=true", body)
-    assert plan.status_code == 200, plan.content
-    assert plan.json()["dry_run"] is True
-    expected = [("shard_0", "shard_1", 8192)] if kind == "redistribute" else []
-    steps = plan.json()["plan"]["steps"]
-    assert [(step["source"], step["target"], step["slots"]) for step in steps] == expected
-    assert not Move.objects.exists()
-
-    asked = coordinator.post(path, body)
-
-    assert asked.status_code == 202
-    assert asked.json()["move"] == Move.objects.get().pk
-    assert (Move.objects.get().kind, asked.json()["status"]) == (kind, "success")
-
-
-def test_the_plan_of_a_drain_is_shown_and_the_drain_itself_asked_for_by_removal(coordinator: Api) -> None:
-    plan = coordinator.post("/cluster/moves", {"kind": "drain", "source": "shard_1", "dry_run": True})
-    refused = coordinator.post("/cluster/moves", {"kind": "drain", "source": "shard_1"})
-
-    assert plan.json()["plan"]["slots"] == 8192
-    assert (refused.status_code, checked_error(refused)["field"]) == (400, "kind")
-    assert not Move.objects.exists()
-
-
-@pytest.mark.parametrize(
-    ("path", "body", "status", "code"),
-    [
-        ("/sharding/shards/nobody/redistribute/shard_0", {}, 404, "shard_not_found"),
-        ("/sharding/shards/shard_0/redistribute/nobody", {}, 404, "shard_not_found"),
-        ("/sharding/shards/shard_0/redistribute/shard_0", {}, 400, "invalid_input"),
-        ("/sharding/shards/redistribute-all", {"dry_run": "perhaps"}, 400, "invalid_input"),
-        ("/cluster/moves", {}, 400, "missing_field"),
-        ("/cluster/moves", {"kind": "promotion"}, 400, "invalid_input"),
-        ("/cluster/moves", {"kind": "redistribute", "source": "shard_0"}, 400, "invalid_input"),
-        ("/cluster/moves", {"kind": "rebalance", "source": "shard_0"}, 400, "invalid_input"),
-        ("/cluster/moves", {"kind": "redistribute", "from": "shard_0"}, 400, "unknown_field"),
-        ("/cluster/moves/99/pause", {}, 404, "move_not_found"),
-        ("/cluster/moves/x/cancel", {}, 404, "move_not_found"),
-    ],
-)
-def test_a_move_that_cannot_be_is_refused(
-    coordinator: Api, path: str, body: dict[str, Any], status: int, code: str
-) -> None:
-    response = coordinator.post(path, body)
-
-    assert (response.status_code, checked_error(response)["code"]) == (status, code)
-    assert not Move.objects.exists()
-
-
-def test_a_move_is_paused_resumed_and_cancelled_as_often_as_it_is_asked(coordinator: Api) -> None:
-    move = coordinator.post("/sharding/shards/shard_0/redistribute/shard_1").json()["move"]
-
-    def told(verb: str) -> tuple[bool, bool]:
-        for _ in range(2):
-            answer = coordinator.post(f"/cluster/moves/{move}/{verb}")
-            assert (answer.status_code, answer.json()["move"]) == (200, move), answer.content
-        shown = coordinator.get(f"/cluster/moves/{move}").json()
-        valid(shown, "/cluster/moves/{move_id}")
-        return shown["paused"], shown["cancelled"]
-
-    assert told("pause") == (True, False)
-    assert told("resume") == (False, False)
-    assert told("cancel") == (False, True)
-    assert [entry["id"] for entry in coordinator.get("/cluster/moves?limit=5").json()["moves"]] == [move]
-    Move.objects.update(phase="cancelled")
-    over = coordinator.post(f"/cluster/moves/{move}/resume")
-    assert (over.status_code, checked_error(over)["code"]) == (409, "move_over")
 
 
 # -- everywhere --------------------------------------------------------------------------------------------------

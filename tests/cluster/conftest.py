@@ -13,7 +13,7 @@ from mlvdb_site.node import NodeFiles
 from tests.cluster.members import Members
 from tests.cluster.registry import Registry, owner_of
 from tests.cluster.shards import Coordinator
-from tests.cluster.standin_node import StandInNode
+from tests.cluster.standin_node import Nodes, standin_nodes
 from vectors import runtime
 from vectors.models import ShardHead
 from vectors.services import ensure_local_shard
@@ -51,7 +51,7 @@ def owner(head, monkeypatch) -> Registry:
 def members(head, monkeypatch) -> Members:
     """The other members of this node's shard: they answer what a test says, and else refuse connections."""
     found = Members()
-    monkeypatch.setattr("cluster.services.eligibility.status_ask", found.status_ask)
+    monkeypatch.setattr("cluster.health.probe.status_ask", found.status_ask)
     monkeypatch.setattr("cluster.replication.election.peer_client", lambda: found)
     monkeypatch.setattr("cluster.services.promotion.peer_client", lambda: found)
     monkeypatch.setattr("cluster.replication.election._PAUSE_S", 0.0)
@@ -88,17 +88,10 @@ def primary(head, sent) -> ShardHead:
 
 
 @pytest.fixture
-def nodes() -> Iterator[Callable[..., StandInNode]]:
+def nodes() -> Iterator[Nodes]:
     """Make nodes that listen, and end them with the test."""
-    made: list[StandInNode] = []
-
-    def make(**status: object) -> StandInNode:
-        made.append(StandInNode(**status))
-        return made[-1]
-
-    yield make
-    for node in made:
-        node.close()
+    with standin_nodes() as make:
+        yield make
 
 
 @pytest.fixture

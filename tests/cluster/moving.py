@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from cluster.models import Move, MoveStep, Shard, Topology
+from cluster.moves import control, row, running
 from cluster.query_processor import ClusterQueryProcessor
-from cluster.services import move_row, move_running, moves
 from cluster.services.sharding import sharding_enable
 from cluster.sharding.table import SlotTable
 from cluster.states import MovePhase
@@ -46,13 +46,13 @@ class AllDue:
 def shards_with_rows(monkeypatch: pytest.MonkeyPatch, *, shards: int = 2) -> Iterator[ClusterQueryProcessor]:
     """Have shards of this node with rows; what the task does, `run` does."""
     for module in (
-        "cluster.services.moves",
-        "cluster.services.move_running",
+        "cluster.moves.control",
+        "cluster.moves.running",
         "cluster.services.sharding_assignments",
         "cluster.replication.knocks",
     ):
         monkeypatch.setattr(f"{module}.publish", lambda *_task: True)
-    monkeypatch.setattr(move_running, "_sweeps", AllDue())
+    monkeypatch.setattr(running, "_sweeps", AllDue())
     sharding_enable(strategy="hash", shards=shards, actor="test")
     topology_forget()
     processor = ClusterQueryProcessor()
@@ -121,12 +121,12 @@ def settled() -> None:
 
 def redistribute(source: str = "shard_0", target: str = "shard_1") -> Move:
     """Ask for all of one shard to go to another."""
-    return moves.move_request(Move.Kind.REDISTRIBUTE, source=shard(source), target=shard(target), actor="test")
+    return control.move_request(Move.Kind.REDISTRIBUTE, source=shard(source), target=shard(target), actor="test")
 
 
 def run() -> None:
     """Do what the task does."""
-    move_running.moves_run()
+    running.moves_run()
 
 
 def phase(move: Move) -> str:
@@ -136,7 +136,7 @@ def phase(move: Move) -> str:
 
 def between_pages(monkeypatch: pytest.MonkeyPatch, do: Callable[[int], object]) -> None:
     """Have something done after each page of rows or log that a move takes, with the number of the page."""
-    real = move_row.StepRow.count
+    real = row.StepRow.count
     pages = 0
 
     def count(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -145,17 +145,17 @@ def between_pages(monkeypatch: pytest.MonkeyPatch, do: Callable[[int], object]) 
         pages += 1
         do(pages)
 
-    monkeypatch.setattr(move_row.StepRow, "count", count)
+    monkeypatch.setattr(row.StepRow, "count", count)
 
 
 def phases_seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return the list of the phases that steps are brought into, as they are."""
     seen: list[str] = []
-    real = move_row.StepRow._keep
+    real = row.StepRow._keep
 
     def keep(self: Any, fields: Any) -> None:
         real(self, fields)
         seen.append(self.step.phase)
 
-    monkeypatch.setattr(move_row.StepRow, "_keep", keep)
+    monkeypatch.setattr(row.StepRow, "_keep", keep)
     return seen

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import orjson
@@ -110,3 +111,20 @@ class StandInNode:
             return
         copies = [copy for shard in self.status["shards"] for copy in shard.get("copies", ())]
         connection.answer(orjson.dumps({**self.status, "copies": copies}))
+
+
+#: Makes a node that listens; what it is given is its status.
+Nodes = Callable[..., StandInNode]
+
+
+@contextmanager
+def standin_nodes() -> Iterator[Nodes]:
+    """Make nodes that listen until the context ends."""
+    with ExitStack() as stack:
+
+        def make(**status: Any) -> StandInNode:
+            node = StandInNode(**status)
+            stack.callback(node.close)
+            return node
+
+        yield make

@@ -56,6 +56,7 @@ class TestDrawing:
     def test_boxes_do_not_overlap_however_many_copies_there_are(self):
         drawing = drawing_of(NODE, [box("a", *"bcdefg"), box("h"), box("i", "j")], [])
         placed = [drawing.node, *(at for row in drawing.shards for at in (row.shard, *row.copies))]
+        assert len(placed) == 1 + 3 + 7
         for number, one in enumerate(placed):
             assert one.x >= 0
             assert one.x + one.width <= drawing.width

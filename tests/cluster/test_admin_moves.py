@@ -25,7 +25,7 @@ def admin(head, admin_user) -> Client:
 @pytest.fixture
 def shards(coordinator, monkeypatch) -> list[Shard]:
     """Two shards of this node; no task is sent anywhere."""
-    monkeypatch.setattr("cluster.services.moves.publish", lambda *task: True)
+    monkeypatch.setattr("cluster.moves.control.publish", lambda *task: True)
     return coordinator(local=2).shards
 
 
@@ -70,6 +70,14 @@ class TestTruth:
             page = admin.get(url)
             assert "<b>shard_1</b> is silent (3 attempts in a row; it is tried again)" in text_of(page)
             assert "<b>shard_1" not in page.content.decode()
+
+    def test_does_not_say_that_a_step_that_has_failed_is_tried_again(self, admin, shards):
+        move = move_of_slots(*shards, "failed")
+        MoveStep.objects.update(error="shard_1 takes no slots", attempts=0)
+        for url in (MOVES, page_of(move)):
+            text = text_of(admin.get(url))
+            assert "shard_1 takes no slots" in text
+            assert "tried again" not in text
 
     def test_shows_the_history_with_its_authors(self, admin, shards):
         move = move_of_slots(*shards, "copying")

@@ -268,6 +268,17 @@ class TestPause:
         assert not replica.paused
         assert len(told) == 1
 
+    def test_a_refusal_comes_back_in_the_form(self, admin, owner: Registry, monkeypatch):
+        def refuse(**_asked: Any) -> None:
+            raise Conflict("not now")
+
+        monkeypatch.setattr(registry, "replica_pause", refuse)
+        replica = owner.replica("replica_1")
+        response = admin.post(page_of(replica), {"paused": "on"})
+        assert response.context["adminform"].form.non_field_errors() == ["not now"]
+        replica.refresh_from_db()
+        assert not replica.paused
+
     def test_unchanged_writes_no_event(self, admin, owner: Registry):
         replica = owner.replica("replica_1")
         admin.post(page_of(replica), {})

@@ -33,7 +33,7 @@ def admin(head, admin_user) -> Client:
 @pytest.fixture
 def shards(coordinator, monkeypatch) -> list[Shard]:
     """Two shards of this node, half of the slots each; no task is sent anywhere."""
-    monkeypatch.setattr("cluster.services.moves.publish", lambda *task: True)
+    monkeypatch.setattr("cluster.moves.control.publish", lambda *task: True)
     return coordinator(local=2).shards
 
 

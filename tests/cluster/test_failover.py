@@ -87,7 +87,7 @@ class Shards:
 def published(head: ShardHead, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The tasks that would have been published; this node is the coordinator of one local shard."""
     tasks: list[str] = []
-    for module in ("services.moves", "services.sharding_assignments", "services.failover", "health.samples"):
+    for module in ("moves.control", "services.sharding_assignments", "services.failover", "health.samples"):
         monkeypatch.setattr(f"cluster.{module}.publish", lambda task, *_arguments: not tasks.append(str(task)))
     assert sharding_enable(strategy="hash", shards=1, actor="test")
     tasks.clear()
@@ -320,6 +320,14 @@ def test_a_replica_of_all_shards_stays_that(shards: Shards) -> None:
     shards.wins("third")
 
     assert shards.look().url == shards.third.url
+
+
+def test_where_only_replicas_of_all_shards_are_up_it_is_said_that_they_do_not_count(shards: Shards) -> None:
+    for name in ("second", "third"):
+        Replica.objects.create(name=name, url=getattr(shards, name).url)
+    shards.dies()
+
+    assert "those of all shards do not take its node's place" in shards.look().failover_error
 
 
 def test_one_that_has_more_and_may_not_take_the_place_sends_the_rest_to_the_one_that_does(shards: Shards) -> None:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from django.db import connections
 
 from cluster.models import Shard, ShardCopy
 from cluster.query_processor import ClusterQueryProcessor, remote
 from cluster.query_processor.errors import PartialWrite, ShardUnavailable
+from cluster.query_processor.sharded import writes
 from cluster.replication import knocks
 from cluster.states import FailoverState
 from cluster.transport import wire
+from tests.cluster.pauses import on_first_pause
 from tests.cluster.shards import Coordinator, RemoteShard, rows
 from vectors.engine import ids
 from vectors.engine.filters import parse_filter
@@ -74,21 +74,6 @@ def moving(coordinator, queries: ClusterQueryProcessor, looked_for: list[int]) -
     return made
 
 
-def later(do: Callable[[], None], *, after_s: float = 0.1) -> threading.Thread:
-    """Do something in a moment, in another thread."""
-
-    def run() -> None:
-        time.sleep(after_s)
-        try:
-            do()
-        finally:
-            connections.close_all()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    return thread
-
-
 def test_what_the_former_node_still_answers_is_repeated_at_its_successor(moving: Moving) -> None:
     def answer_late(_asked, do):
         answer = do()
@@ -145,14 +130,16 @@ def test_a_lost_answer_of_the_former_node_is_repeated_as_well(moving: Moving) ->
     assert moving.successor.asked
 
 
-def test_writes_wait_while_a_copy_takes_the_place_of_a_dead_node(moving: Moving) -> None:
+def test_writes_wait_while_a_copy_takes_the_place_of_a_dead_node(
+    moving: Moving, monkeypatch: pytest.MonkeyPatch
+) -> None:
     moving.fail_over()
     asked = len(moving.former.asked)
-    thread = later(moving.give)
+    pauses = on_first_pause(monkeypatch, writes, moving.give)
 
     moving.queries.upsert_many(rows(moving.there, value=3.0), namespace=NAMESPACE)
 
-    thread.join()
+    assert pauses
     assert moving.has(moving.successor.processor, moving.there)
     assert len(moving.former.asked) == asked
 
@@ -190,18 +177,17 @@ def test_nobody_waits_where_no_copy_could_take_the_place(moving: Moving) -> None
 
 
 def test_a_node_that_is_not_the_primary_any_more_is_asked_once_and_its_successor_looked_for(
-    moving: Moving, looked_for: list[int]
+    moving: Moving, looked_for: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def demoted(_asked, _do):
         raise NotPrimary("another node is", detail={"primary_url": moving.successor.url})
 
     asked = len(moving.former.asked)
     moving.former.behaviour = demoted
-    thread = later(moving.give)
+    on_first_pause(monkeypatch, writes, moving.give)
 
     moving.queries.upsert_many(rows(moving.there, value=3.0), namespace=NAMESPACE)
 
-    thread.join()
     assert moving.has(moving.successor.processor, moving.there)
     assert len(moving.former.asked) == asked + 1
     assert looked_for == [Shard.objects.get(label="remote_0").pk]

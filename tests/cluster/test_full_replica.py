@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from django.test import Client
 from django.utils import timezone
 
 from cluster.models import Placement, Replica, Shard, ShardCopy, ShardedNamespace, Topology
@@ -131,6 +132,17 @@ def test_what_the_node_is_it_is_by_the_coordinator(full: Members) -> None:
     assert (placement.cluster, placement.primary_url) == (CLUSTER, url_of(PRIMARY))
 
 
+def test_who_asks_it_for_the_shards_learns_where_their_coordinator_is(full: Members) -> None:
+    placement = topology().placement
+    assert placement is not None
+
+    read, change = Client().get("/sharding/info"), Client().post("/sharding/shards/redistribute-all")
+
+    assert (read.status_code, change.status_code) == (200, 400)
+    assert read.json() == {"message": "Sharding is not enabled", "coordinator_url": placement.owner_url}
+    assert change.json()["error"]["detail"] == {"coordinator_url": placement.owner_url}
+
+
 def test_every_shard_is_read_from_the_copy_here(full: Members) -> None:
     routes = topology().placed_sharding
 
@@ -227,6 +239,17 @@ def test_a_namespace_that_has_ended_in_any_copy_here_has_ended_everywhere(full: 
     [row] = ShardedNamespace.objects.all()
     assert (row.uid, row.dropped_at is not None) == ("b" * 32, True)
     assert row.errands.filter(shard__label="shard_r").exists()
+
+
+def test_a_shard_that_has_not_heard_a_change_of_a_namespace_is_told_by_the_next_coordinator(full: Members) -> None:
+    namespace("shard_r", "books", "b" * 32, recall_target=0.99)
+    namespace("shard_0", "books", "b" * 32, recall_target=0.9)
+
+    promote(actor="test")
+
+    [row] = ShardedNamespace.objects.all()
+    assert row.recall_target == 0.9
+    assert list(row.errands.values_list("shard__label", flat=True)) == ["shard_r"]
 
 
 def test_slots_that_were_given_away_unheard_are_where_the_shards_say_and_former_gates_are_over(

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from cluster.models import Move, MoveStep, Shard
+from cluster.moves import control, row
+from cluster.moves.ends import LocalEnd
+from cluster.moves.planning import move_plan
 from cluster.query_processor import ClusterQueryProcessor
-from cluster.services import move_row, moves
 from cluster.services.changes import registry_change
-from cluster.services.shard_ends import LocalEnd
 from cluster.services.sharding_gates import MOVES_LEASE
 from cluster.states import MovePhase
 from tests.cluster.moving import (
@@ -115,6 +116,7 @@ def test_a_crash_at_any_effect_is_gone_on_from(
     monkeypatch.setattr(LocalEnd, effect, crashing)
 
     _crash_and_go_on(processor)
+    assert calls, "there is no such effect"
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -135,9 +137,10 @@ def test_a_crash_at_any_change_of_the_registry_is_gone_on_from(
         if calls == nth and when == "after":
             raise Crash
 
-    monkeypatch.setattr(move_row, "registry_change", crashing)
+    monkeypatch.setattr(row, "registry_change", crashing)
 
     _crash_and_go_on(processor)
+    assert calls, "the registry is changed elsewhere"
 
 
 def step_slots(step: MoveStep, *, without: int) -> SlotSet:
@@ -204,7 +207,7 @@ def test_a_cancelled_move_leaves_everything_where_it_was(
     settings.MLVDB_MOVE_SLICE_BYTES = 1024
     before, slots = contents(processor), owned("shard_0")
     move = redistribute()
-    between_pages(monkeypatch, lambda page: page == 2 and moves.move_cancel(move.pk, actor="test"))
+    between_pages(monkeypatch, lambda page: page == 2 and control.move_cancel(move.pk, actor="test"))
 
     run()
 
@@ -219,13 +222,13 @@ def test_a_paused_move_waits_and_goes_on(
     settings.MLVDB_MOVE_SLICE_BYTES = 1024
     before = contents(processor)
     move = redistribute()
-    between_pages(monkeypatch, lambda page: page == 2 and moves.move_pause(move.pk, actor="test"))
+    between_pages(monkeypatch, lambda page: page == 2 and control.move_pause(move.pk, actor="test"))
 
     run()
     assert phase(move) == MovePhase.COPYING
     assert contents(processor) == before
 
-    moves.move_resume(move.pk, actor="test")
+    control.move_resume(move.pk, actor="test")
     run()
     assert phase(move) == MovePhase.DONE
     assert contents(processor) == before
@@ -313,11 +316,11 @@ def test_nothing_is_closed_while_much_of_the_log_is_yet_to_be_read(
 
     monkeypatch.setattr(LocalEnd, "set_slots", set_slots)
     keep = next(n for n in range(ROWS) if n in held("shard_0"))
-    move = moves.move_request(
+    move = control.move_request(
         Move.Kind.REDISTRIBUTE, source=Shard.objects.get(label="shard_0"), target=Shard.objects.get(label="shard_1"),
         actor="test",
     )  # fmt: skip
-    moves.move_begin(move)
+    control.move_begin(move)
     step = MoveStep.objects.get()
     few = step_slots(step, without=keep)
     MoveStep.objects.update(slots=few.packed)
@@ -366,23 +369,6 @@ def test_a_copy_that_must_begin_again_and_again_is_left_alone_for_a_while(
 
     step = MoveStep.objects.get()
     assert (phase(move), step.attempts, step.error) == (MovePhase.COPYING, 1, "the entries are pruned")
-
-
-def test_a_target_that_lost_its_cursor_is_copied_to_anew(
-    processor: ClusterQueryProcessor, monkeypatch: pytest.MonkeyPatch, settings
-) -> None:
-    """A copy that has taken the target's place has its log, and knows of no move."""
-    settings.MLVDB_MOVE_SLICE_BYTES = 1024
-    before = contents(processor)
-    head = ShardHead.objects.get(label="shard_1")
-    between_pages(monkeypatch, lambda page: page == 2 and terms.term_start(head.pk, 2))
-    move = redistribute()
-
-    run()
-
-    assert (phase(move), MoveStep.objects.get().state["round"]) == (MovePhase.DONE, 2)
-    assert contents(processor) == before
-    settled()
 
 
 @pytest.mark.parametrize("is_open", [False, True])
@@ -435,19 +421,20 @@ def test_a_shard_that_is_elsewhere_by_now_is_not_closed_where_it_was(
     assert phase(move) == MovePhase.DONE
 
 
-def test_a_source_with_a_new_term_is_copied_anew(
-    processor: ClusterQueryProcessor, monkeypatch: pytest.MonkeyPatch, settings
+@pytest.mark.parametrize("label", ["shard_0", "shard_1"])
+def test_rows_are_copied_anew_when_their_source_or_their_target_begins_a_new_term(
+    processor: ClusterQueryProcessor, monkeypatch: pytest.MonkeyPatch, settings, label: str
 ) -> None:
+    """A copy in the source's place may lack entries; one in the target's has its log, and knows of no move."""
     settings.MLVDB_MOVE_SLICE_BYTES = 1024
     before = contents(processor)
-    head = ShardHead.objects.get(label="shard_0")
+    head = ShardHead.objects.get(label=label)
     between_pages(monkeypatch, lambda page: page == 2 and terms.term_start(head.pk, 2))
     move = redistribute()
 
     run()
 
-    assert phase(move) == MovePhase.DONE
-    assert MoveStep.objects.get().state["round"] == 2
+    assert (phase(move), MoveStep.objects.get().state["round"]) == (MovePhase.DONE, 2)
     assert contents(processor) == before
     settled()
 
@@ -498,7 +485,7 @@ def test_moves_run_one_after_the_other_and_are_planned_when_it_is_their_turn(
 ) -> None:
     before = contents(processor)
     redistribute()
-    second = moves.move_request(Move.Kind.REBALANCE, actor="test")
+    second = control.move_request(Move.Kind.REBALANCE, actor="test")
     assert second.plan["slots"] == 0
 
     run()
@@ -510,7 +497,7 @@ def test_moves_run_one_after_the_other_and_are_planned_when_it_is_their_turn(
 
 
 def test_a_plan_changes_nothing(processor: ClusterQueryProcessor) -> None:
-    plan = moves.move_plan(
+    plan = move_plan(
         Move.Kind.REDISTRIBUTE,
         source=Shard.objects.get(label="shard_0"),
         target=Shard.objects.get(label="shard_1"),
@@ -525,16 +512,16 @@ def test_what_cannot_be_asked_for_is_refused(processor: ClusterQueryProcessor) -
     one = Shard.objects.get(label="shard_0")
 
     with pytest.raises(InvalidInput, match="same shard"):
-        moves.move_request(Move.Kind.REDISTRIBUTE, source=one, target=one, actor="test")
+        control.move_request(Move.Kind.REDISTRIBUTE, source=one, target=one, actor="test")
     with pytest.raises(InvalidInput, match="source"):
-        moves.move_request(Move.Kind.DRAIN, actor="test")
-    with pytest.raises(moves.MoveNotFound):
-        moves.move_pause(77, actor="test")
+        control.move_request(Move.Kind.DRAIN, actor="test")
+    with pytest.raises(control.MoveNotFound):
+        control.move_pause(77, actor="test")
     move = redistribute()
     run()
-    with pytest.raises(moves.MoveOver):
-        moves.move_cancel(move.pk, actor="test")
-    assert issubclass(moves.MoveOver, Conflict)
+    with pytest.raises(control.MoveOver):
+        control.move_cancel(move.pk, actor="test")
+    assert issubclass(control.MoveOver, Conflict)
 
 
 def test_a_shard_that_cannot_be_reached_only_delays(

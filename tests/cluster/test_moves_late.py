@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from cluster.models import MoveStep, Shard
+from cluster.moves.control import move_cancel
+from cluster.moves.ends import LocalEnd
 from cluster.query_processor import ClusterQueryProcessor
-from cluster.services import moves
-from cluster.services.shard_ends import LocalEnd
 from cluster.states import MovePhase
 from tests.cluster.moving import (
     ROWS,
@@ -161,7 +161,7 @@ def test_what_comes_late_after_a_cancelled_move_changes_nothing(
     late = Late(monkeypatch, seed)
     before, slots = contents(processor), owned("shard_0")
     first = redistribute()
-    between_pages(monkeypatch, lambda page: page == 1 and moves.move_cancel(first.pk, actor="test"))
+    between_pages(monkeypatch, lambda page: page == 1 and move_cancel(first.pk, actor="test"))
     run()
     assert (phase(first), owned("shard_0")) == (MovePhase.CANCELLED, slots)
     late.come_all()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
 
-from cluster.services.move_pace import Pace
+from cluster.moves.pace import Pace
 from mlvdb_site.http.metrics import requests_counted
 
 
@@ -36,7 +36,7 @@ def node(monkeypatch: pytest.MonkeyPatch, settings: Any) -> Node:
 
 def test_a_move_that_is_alone_takes_full_pages_and_does_not_rest(node: Node) -> None:
     pace = Pace()
-    node.pass_s(1.0, requests=2)
+    node.pass_s(1.0, requests=4)
 
     assert pace.page_bytes() == 1 << 20
     pace.rest(0.2)
@@ -45,7 +45,7 @@ def test_a_move_that_is_alone_takes_full_pages_and_does_not_rest(node: Node) -> 
 
 def test_beside_clients_pages_are_small_and_it_rests_as_long_as_it_works(node: Node) -> None:
     pace = Pace()
-    node.pass_s(0.5, requests=50)
+    node.pass_s(1.0, requests=5)
 
     assert pace.page_bytes() == 1 << 15
     pace.rest(0.2)

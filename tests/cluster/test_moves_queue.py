@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from cluster.models import Move, MoveStep, Shard
+from cluster.moves import control, running
+from cluster.moves.ends import LocalEnd
 from cluster.query_processor import ClusterQueryProcessor
-from cluster.services import move_running, moves, sharding_removal
-from cluster.services.shard_ends import LocalEnd
+from cluster.services import sharding_removal
 from cluster.services.sharding_gates import MOVES_LEASE, gates_settle
 from cluster.states import MovePhase, ShardState
 from tests.cluster.moving import (
@@ -129,7 +130,7 @@ def test_a_waiting_move_that_is_cancelled_ends_at_once(
     first, second = redistribute("shard_0", "shard_1"), redistribute("shard_1", "shard_2")
     run()
 
-    moves.move_cancel(second.pk, actor="test")
+    control.move_cancel(second.pk, actor="test")
     run()
 
     assert [phase(first), phase(second)] == [MovePhase.COPYING, MovePhase.CANCELLED]
@@ -141,7 +142,7 @@ def test_what_one_step_waits_for_does_not_keep_the_others_of_a_move_from_going_o
     before = contents(processor)
     away = Away(monkeypatch, "take")
     away.labels = {"shard_1"}
-    move = moves.move_request(Move.Kind.DRAIN, source=shard("shard_0"), actor="test")
+    move = control.move_request(Move.Kind.DRAIN, source=shard("shard_0"), actor="test")
 
     run()
 
@@ -165,7 +166,7 @@ def test_a_cancelled_move_s_target_that_is_away_is_cleaned_when_it_is_back(
     def cancel(page: int) -> None:
         if page == 2:
             away.labels = {"shard_1"}
-            moves.move_cancel(first.pk, actor="test")
+            control.move_cancel(first.pk, actor="test")
 
     between_pages(monkeypatch, cancel)
     run()
@@ -212,19 +213,19 @@ def test_a_run_whose_time_is_up_leaves_the_rest_to_another(
     settings.MLVDB_MOVE_SLICE_BYTES = 512
     before = contents(processor)
     sent: list[str] = []
-    monkeypatch.setattr(move_running, "publish", sent.append)
-    monkeypatch.setattr(move_running, "_AT_MOST_S", -1.0)
+    monkeypatch.setattr(running, "publish", sent.append)
+    monkeypatch.setattr(running, "_AT_MOST_S", -1.0)
     move = redistribute()
 
     run()
-    assert (phase(move), sent) == (MovePhase.PLANNED, [moves.MOVES_TASK])
+    assert (phase(move), sent) == (MovePhase.PLANNED, [control.MOVES_TASK])
 
-    monkeypatch.setattr(move_running, "_AT_MOST_S", 60.0)
+    monkeypatch.setattr(running, "_AT_MOST_S", 60.0)
     between_pages(monkeypatch, lambda page: page == 2 and monkeypatch.setattr(Stop, "now", True))
-    monkeypatch.setattr("cluster.services.move_row.StepRow.timer", staticmethod(Stop.timer))
-    monkeypatch.setattr(move_running, "_timer", Stop.timer)
+    monkeypatch.setattr("cluster.moves.row.StepRow.timer", staticmethod(Stop.timer))
+    monkeypatch.setattr(running, "_timer", Stop.timer)
     run()
-    assert (phase(move), sent) == (MovePhase.COPYING, [moves.MOVES_TASK] * 2)
+    assert (phase(move), sent) == (MovePhase.COPYING, [control.MOVES_TASK] * 2)
     assert contents(processor) == before
 
     monkeypatch.setattr(Stop, "now", False)
@@ -255,7 +256,7 @@ def test_the_lease_of_a_process_that_was_killed_is_taken_at_once(
     processor: ClusterQueryProcessor, settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.MLVDB_LEASE_S = 3600
-    lease = leases.take_lease(MOVES_LEASE, f"{move_running._own_host()}:{dead_process()}:1")
+    lease = leases.take_lease(MOVES_LEASE, f"{running._own_host()}:{dead_process()}:1")
     assert lease is not None
     move = redistribute()
 
@@ -280,7 +281,7 @@ def test_the_lease_of_a_process_that_cannot_be_looked_for_is_left_alone(
 
 def test_the_lease_of_a_living_process_of_this_node_is_left_alone(processor: ClusterQueryProcessor, settings) -> None:
     settings.MLVDB_LEASE_S = 3600
-    assert leases.take_lease(MOVES_LEASE, move_running.own_name()) is not None
+    assert leases.take_lease(MOVES_LEASE, running.own_name()) is not None
     move = redistribute()
 
     run()
@@ -386,7 +387,7 @@ def test_a_shard_stays_when_its_draining_is_cancelled(
     before = contents(processor)
     move = sharding_removal.shard_remove(label="shard_0", actor="test")
     assert move is not None
-    between_pages(monkeypatch, lambda page: page == 1 and moves.move_cancel(move.pk, actor="test"))
+    between_pages(monkeypatch, lambda page: page == 1 and control.move_cancel(move.pk, actor="test"))
 
     run()
 

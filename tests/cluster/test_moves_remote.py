@@ -15,9 +15,9 @@ from django.test import Client
 
 from cluster.api.node import slots as slots_route
 from cluster.models import Assignment, Move, MoveStep
+from cluster.moves import running
+from cluster.moves.ends import RemoteEnd, end_of, text_of
 from cluster.query_processor import ClusterQueryProcessor
-from cluster.services import move_running
-from cluster.services.shard_ends import RemoteEnd, end_of, text_of
 from cluster.states import MovePhase
 from cluster.topology import topology
 from cluster.transport.errors import PeerError, PeerGarbled
@@ -107,10 +107,10 @@ def node(monkeypatch: pytest.MonkeyPatch) -> Node:
 @pytest.fixture
 def processor(head: Any, node: Node, monkeypatch: pytest.MonkeyPatch, settings: Any) -> Iterator[ClusterQueryProcessor]:
     """A shard of this node and one on another, both with rows."""
-    for module in ("moves", "move_running", "sharding_assignments"):
-        monkeypatch.setattr(f"cluster.services.{module}.publish", lambda *_task: True)
+    for module in ("moves.control", "moves.running", "services.sharding_assignments"):
+        monkeypatch.setattr(f"cluster.{module}.publish", lambda *_task: True)
     monkeypatch.setattr("cluster.replication.knocks.publish", lambda *_task: True)
-    monkeypatch.setattr(move_running, "_sweeps", AllDue())
+    monkeypatch.setattr(running, "_sweeps", AllDue())
     settings.MLVDB_MOVE_SLICE_BYTES = 4096
     coordinator = Coordinator(head, local=1, remote=1)
     processor = ClusterQueryProcessor()
@@ -120,7 +120,11 @@ def processor(head: Any, node: Node, monkeypatch: pytest.MonkeyPatch, settings: 
 
 
 @pytest.mark.parametrize(("source", "target"), [(LOCAL, REMOTE), (REMOTE, LOCAL)])
-def test_rows_move_to_another_node_and_back(processor: ClusterQueryProcessor, source: str, target: str) -> None:
+def test_rows_move_to_another_node_and_back(
+    processor: ClusterQueryProcessor, source: str, target: str, settings: Any
+) -> None:
+    # The machine may be as slow as it likes.
+    settings.MLVDB_MOVE_CLOSE_TIMEOUT_S = 30.0
     before = contents(processor)
 
     moves = [redistribute(source, target)]
@@ -192,7 +196,7 @@ def test_a_node_that_falls_silent_while_slots_are_closed_opens_them_in_time(
         opened_at = time.monotonic()
 
     monkeypatch.setattr(RemoteEnd, "_send", send)
-    monkeypatch.setattr("cluster.services.move_steps.placements_push", note)
+    monkeypatch.setattr("cluster.moves.step.placements_push", note)
 
     run()
 

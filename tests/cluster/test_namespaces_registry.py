@@ -6,9 +6,11 @@ import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from django.db import connection
+from pytest_django import DjangoAssertNumQueries
 
 from cluster.models import NamespaceErrand, Shard, ShardedNamespace
 from cluster.services import namespace_errands, namespaces, sharding_assignments
@@ -100,14 +102,14 @@ def test_of_two_first_writes_with_different_dimensions_one_wins(remote: StandInN
 
 
 def test_what_was_looked_up_is_not_asked_for_again_until_something_changes(
-    remote: StandInNode, django_assert_num_queries: Callable[..., object]
+    remote: StandInNode, django_assert_num_queries: DjangoAssertNumQueries
 ) -> None:
     namespace_ensure("books", dimension=3)
     namespace_resolve("books")
     namespace_resolve("songs")
 
     # The marker is asked past Django.
-    with django_assert_num_queries(0):  # type: ignore[attr-defined]
+    with django_assert_num_queries(0):
         assert namespace_resolve("books") is not None
         assert namespace_resolve("songs") is None
 
@@ -239,8 +241,8 @@ def test_an_errand_written_during_a_delivery_stays(remote: StandInNode, monkeypa
     assert NamespaceErrand.objects.filter(shard__label="shard_0").count() == 1
 
 
-def test_there_are_not_more_namespaces_than_the_setting_says(remote: StandInNode, settings: object) -> None:
-    settings.MLVDB_MAX_NAMESPACES = 1  # type: ignore[attr-defined]
+def test_there_are_not_more_namespaces_than_the_setting_says(remote: StandInNode, settings: Any) -> None:
+    settings.MLVDB_MAX_NAMESPACES = 1
     namespace_ensure("books", dimension=3)
 
     with pytest.raises(Conflict):

@@ -8,7 +8,6 @@ import orjson
 import pytest
 from django.db import OperationalError
 
-from cluster import topology as topology_module
 from cluster.models import ClusterEvent, Move, PlacementPush, Replica, ReplicaCopy, Topology
 from cluster.replication import moves
 from cluster.services import joining, registry
@@ -26,7 +25,7 @@ from cluster.services.copies import copies_of, copy_refuse, copy_state_set
 from cluster.services.placements import placement_push_now, placements_push, placements_push_pending
 from cluster.services.registry import ReplicaExists, ReplicationNotEnabled, replica_add
 from cluster.states import CopyState, PeerHealth
-from cluster.topology import TopologyView, topology
+from cluster.topology import TopologyView, cache, topology
 from cluster.transport import PROTOCOL
 from cluster.transport.errors import PeerRejected
 from mlvdb_site.markers import topology_marker
@@ -104,7 +103,7 @@ def test_the_last_topology_stays_while_the_database_does_not_answer(
     def away() -> None:
         raise OperationalError("the database is away")
 
-    monkeypatch.setattr(topology_module, "topology_marker", away)
+    monkeypatch.setattr(cache, "topology_marker", away)
 
     assert topology() == before
 
@@ -115,9 +114,9 @@ def test_progress_is_seen_a_moment_later_although_it_sets_no_marker(
     add(nodes())
     assert topology().shards[primary.uid].copies[0].seq == 0
     ReplicaCopy.objects.update(term=1, seq=7)
-    now = topology_module._cache.timer()
+    now = cache._cache.timer()
 
-    monkeypatch.setattr(topology_module._cache, "timer", lambda: now + 60)
+    monkeypatch.setattr(cache._cache, "timer", lambda: now + 60)
 
     assert topology().shards[primary.uid].copies[0].seq == 7
 

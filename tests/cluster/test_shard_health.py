@@ -24,7 +24,7 @@ Nodes = Callable[..., StandInNode]
 def published(head: ShardHead, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The tasks that would have been published; this node is the coordinator of one local shard."""
     tasks: list[str] = []
-    for module in ("services.moves", "services.sharding_assignments", "health.shards", "health.samples"):
+    for module in ("moves.control", "services.sharding_assignments", "health.shards", "health.samples"):
         monkeypatch.setattr(f"cluster.{module}.publish", lambda task, *_arguments: not tasks.append(str(task)))
     monkeypatch.setattr(sharding_assignments, "_has_said_url", True)
     monkeypatch.setattr(Round, "pause", staticmethod(lambda pause_s: None))

@@ -60,7 +60,7 @@ def assignment(epoch: int = 7, owned: SlotSet = ALL_SLOTS, **changed: Any) -> As
 @pytest.fixture
 def node(head: ShardHead, nodes: Callable[..., StandInNode], monkeypatch: pytest.MonkeyPatch) -> StandInNode:
     """The node of the shard `away` of this coordinator; it knows of one copy once it was asked to add it."""
-    for module in ("services.moves", "services.sharding_assignments", "health.shards", "replication.knocks"):
+    for module in ("moves.control", "services.sharding_assignments", "health.shards", "replication.knocks"):
         monkeypatch.setattr(f"cluster.{module}.publish", lambda *_arguments: True)
     assert replication_enable(actor="test")
     assert sharding_enable(strategy="hash", shards=1, actor="test")
@@ -101,6 +101,8 @@ def test_it_is_shown_where_replicas_are(node: StandInNode) -> None:
     assert (shown["url"], shown["is_healthy"], shown["member"], shown["applied_seq"]) == (COPY_URL, True, True, 5)
     assert list(shown["shards"]) == ["away"]
     assert Client().get("/sharding/info").json()["shards"]["away"]["replicas"] == ["copy_1"]
+    [copy] = Client().get("/cluster/topology").json()["shards"]["away"]["copies"]
+    assert (copy["name"], copy["url"], copy["state"], copy["seq"]) == ("copy_1", COPY_URL, "following", 5)
 
 
 def test_the_admin_shows_it_beside_its_shard(node: StandInNode) -> None:

@@ -6,11 +6,13 @@ import time
 
 import numpy as np
 import pytest
+from django.test import Client
 
 from cluster.query_processor import ClusterQueryProcessor, means
 from cluster.query_processor.errors import CopyBehind, ShardUnavailable
 from cluster.query_processor.sharded import picture as pictures
 from cluster.states import PeerHealth
+from tests.api.documented import valid
 from tests.cluster.shards import Coordinator, labels, rows
 from vectors.engine import ids
 from vectors.errors import (
@@ -105,6 +107,20 @@ def test_a_search_answers_what_the_others_have_and_says_who_failed(shards, queri
     assert {shards.owner_of(ids.id_of(hit.key)) for hit in answer.value} == {"shard_0"}
     batch = queries.search_batch([SEARCH, SEARCH], namespace=NAMESPACE, options=SOON)
     assert (batch.failed, [len(hits) for hits in batch.value]) == (["remote_0"], [len(answer.value)] * 2)
+
+
+def test_an_explained_search_without_a_shard_is_as_the_document_says(shards):
+    refuse(shards)
+
+    body = (
+        Client()
+        .post(f"/search?namespace={NAMESPACE}&explain=1", {"query": [1, 1, 1]}, content_type="application/json")
+        .json()
+    )
+
+    valid(body, "/search", "post")
+    failed = next(shard for shard in body["shards"] if shard["shard"] == "remote_0")
+    assert (body["complete"], failed["strategy"], failed["error"]) == (False, "", "shard_unavailable")
 
 
 @pytest.mark.parametrize("fault", FAULTS)

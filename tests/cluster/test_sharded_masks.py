@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cluster import topology as topologies
 from cluster.query_processor import ClusterQueryProcessor
 from cluster.query_processor.errors import ShardUnavailable
 from cluster.query_processor.sharded import picture as pictures
 from cluster.query_processor.sharded import writes
+from cluster.topology import reading, topology
+from tests.cluster.pauses import on_first_pause
 from tests.cluster.shards import Coordinator, rows
 from tests.cluster.test_sharded_equality import CHANGES, READS, Pair
 from vectors.engine import ids
@@ -71,6 +70,7 @@ def test_each_row_is_its_owner_s(moving, queries):
 
     fetched = queries.fetch([ids.key_of(number) for number in range(ROWS)], namespace=NAMESPACE).value
 
+    assert len(fetched.records) == ROWS
     for number, record in enumerate(fetched.records):
         assert record.values is not None
         assert record.values[0] == values[moving.owner_of(number)]
@@ -141,28 +141,6 @@ def pair_of_foreign(coordinator) -> tuple[Pair, Callable[[str], None]]:
 
 
 # Slots of this node's own copies that change while a request is on its way.
-
-
-class Clock:
-    """In the place of a module's `time`: something happens when it first sleeps; `pauses` are what it slept."""
-
-    monotonic = staticmethod(time.monotonic)
-
-    def __init__(self, do: Callable[[], None]) -> None:
-        self.pauses: list[float] = []
-        self._do = do
-
-    def sleep(self, pause_s: float) -> None:
-        self.pauses.append(pause_s)
-        if len(self.pauses) == 1:
-            self._do()
-
-
-def on_first_pause(monkeypatch, module: Any, do: Callable[[], None]) -> list[float]:
-    """Have something happen when a request first waits; return its pauses."""
-    clock = Clock(do)
-    monkeypatch.setattr(module, "time", clock)
-    return clock.pauses
 
 
 def head_of(label: str) -> ShardHead:
@@ -250,7 +228,7 @@ def test_a_patch_of_a_row_that_has_moved_and_is_gone_from_its_old_shard_is_no_40
 def test_a_picture_is_never_half_of_a_change(coordinator, monkeypatch):
     shards = coordinator(local=2)
     changes = iter([True, False])
-    real = topologies._sharding
+    real = reading._sharding
 
     def interrupted(row, heads):
         """The topology's row is read; before the shards' are, a move ends."""
@@ -259,10 +237,10 @@ def test_a_picture_is_never_half_of_a_change(coordinator, monkeypatch):
             shards.shard("shard_0", has_foreign=True)
         return real(row, heads)
 
-    monkeypatch.setattr(topologies, "_sharding", interrupted)
+    monkeypatch.setattr(reading, "_sharding", interrupted)
     shards.change()
 
-    sharding = topologies.topology().sharding
+    sharding = topology().sharding
 
     assert sharding is not None
     assert sharding.epoch == shards.epoch

@@ -196,6 +196,18 @@ def test_ids_of_a_client_are_refused_when_their_shard_refuses_connections(coordi
     assert caught.value.detail["failed_ids"] == [there]
 
 
+def test_a_write_to_one_shard_that_refuses_connections_says_that_the_shard_cannot_be_asked(coordinator, queries):
+    shards = coordinator(local=1, remote=1)
+    shards.remote[0].close()
+    [there] = shards.ids_of("remote_0")
+
+    with pytest.raises(ShardUnavailable) as caught:
+        upsert(queries, there)
+
+    assert (caught.value.code, caught.value.status, caught.value.retry_after_s) == ("shard_unavailable", 503, 1)
+    assert (caught.value.detail["shard"], caught.value.detail["ids"]) == ("remote_0", [there])
+
+
 def test_a_write_whose_connection_is_lost_is_sent_again_and_a_delete_is_not(coordinator, queries):
     shards = coordinator(local=1, remote=1)
     [remote] = shards.remote
@@ -377,7 +389,7 @@ def test_closed_slots_beside_rows_that_are_written_make_a_partial_write(coordina
     shards = coordinator(local=2)
     [closed], [open_] = shards.ids_of("shard_0"), shards.ids_of("shard_1")
     with shards.closed(closed), pytest.raises(PartialWrite) as caught:
-        upsert(queries, closed, open_, options=RequestOptions(timeout_s=0.1))
+        upsert(queries, closed, open_, options=RequestOptions(timeout_s=1.0))
 
     assert caught.value.detail["failed_ids"] == [closed]
     assert {label: account["status"] for label, account in caught.value.detail["shards"].items()} == {

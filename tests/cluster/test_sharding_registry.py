@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 
 from cluster.models import ClusterEvent, Move, Replica, ReplicaCopy, Shard, ShardedNamespace, Topology
-from cluster.services import sharding_assignments, sharding_moves, sharding_sweep
+from cluster.moves import control
+from cluster.services import sharding_assignments, sharding_sweep
 from cluster.services.candidates import AlreadyReplica, Cycle, Incompatible, NodeHoldsRows, OwnUrl, WrongCluster
 from cluster.services.registry import replica_add, replication_enable
 from cluster.services.sharding import (
@@ -46,7 +48,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         kinds.append(kind)
         return Move.objects.create(kind=kind, shard="" if source is None else source.uid, actor=actor)
 
-    monkeypatch.setattr(sharding_moves, "move_request", request)
+    monkeypatch.setattr(control, "move_request", request)
     monkeypatch.setattr(sharding_assignments, "publish", lambda *_task: True)
     monkeypatch.setattr(sharding_assignments, "_has_said_url", True)
     return kinds
@@ -270,13 +272,13 @@ def test_a_node_that_cannot_be_a_shard_is_refused_and_nothing_is_written(one_sha
 
 
 def test_this_very_node_and_its_replicas_and_shards_are_no_new_shards(
-    one_shard: ShardHead, nodes: Nodes, settings: object, sent: list[object]
+    one_shard: ShardHead, nodes: Nodes, settings: Any, sent: list[object]
 ) -> None:
     replication_enable(actor="test")
     replica, shard = nodes(), nodes()
     replica_add(name="replica_1", url=replica.url, actor="test")
     shard_add(label="shard_r", url=shard.url, actor="test")
-    itself = nodes(node=settings.MLVDB_NODE_ID)  # type: ignore[attr-defined]
+    itself = nodes(node=settings.MLVDB_NODE_ID)
     again = nodes(node=shard.node)
 
     for node, error in ((itself, OwnUrl), (replica, AlreadyReplica), (again, AlreadyShard)):
@@ -413,12 +415,12 @@ def test_a_shard_that_refuses_although_it_has_rows_is_an_alarm(one_shard: ShardH
 
 
 def test_all_shards_are_told_the_url_of_this_node_when_it_starts(
-    one_shard: ShardHead, nodes: Nodes, monkeypatch: pytest.MonkeyPatch, settings: object
+    one_shard: ShardHead, nodes: Nodes, monkeypatch: pytest.MonkeyPatch, settings: Any
 ) -> None:
     node = nodes()
     shard_add(label="shard_r", url=node.url, rebalance=False, actor="test")
     assignments_push()
-    settings.MLVDB_ADVERTISE_URL = "http://moved.test:9000"  # type: ignore[attr-defined]
+    settings.MLVDB_ADVERTISE_URL = "http://moved.test:9000"
     monkeypatch.setattr(sharding_assignments, "_has_said_url", False)
 
     assignments_push_pending()
@@ -453,8 +455,8 @@ def test_a_check_says_whether_a_shard_is_what_it_should_be(one_shard: ShardHead,
         shard_check(label="shard_9")
 
 
-def test_there_are_not_more_shards_than_the_setting_says(one_shard: ShardHead, settings: object) -> None:
-    settings.MLVDB_MAX_SHARDS = 2  # type: ignore[attr-defined]
+def test_there_are_not_more_shards_than_the_setting_says(one_shard: ShardHead, settings: Any) -> None:
+    settings.MLVDB_MAX_SHARDS = 2
     shard_add(label="shard_1", rebalance=False, actor="test")
 
     with pytest.raises(Exception, match="MLVDB_MAX_SHARDS"):
@@ -463,26 +465,24 @@ def test_there_are_not_more_shards_than_the_setting_says(one_shard: ShardHead, s
     assert not ShardHead.objects.filter(label="shard_2").exists()
 
 
-def test_settings_switch_sharding_on_and_never_change_it(head: ShardHead, asked: list[str], settings: object) -> None:
-    settings.MLVDB_ENABLE_SHARDING, settings.MLVDB_SHARDS = True, 3  # type: ignore[attr-defined]
-    settings.MLVDB_SHARDING_STRATEGY = "round_robin"  # type: ignore[attr-defined]
+def test_settings_switch_sharding_on_and_never_change_it(head: ShardHead, asked: list[str], settings: Any) -> None:
+    settings.MLVDB_ENABLE_SHARDING, settings.MLVDB_SHARDS = True, 3
+    settings.MLVDB_SHARDING_STRATEGY = "round_robin"
     sharding_sweep.check_settings()
     assert sharding_sweep.sharding_switch_on()
 
-    settings.MLVDB_SHARDS, settings.MLVDB_SHARDING_STRATEGY = 5, ""  # type: ignore[attr-defined]
+    settings.MLVDB_SHARDS, settings.MLVDB_SHARDING_STRATEGY = 5, ""
     sharding_sweep.check_settings()
     assert not sharding_sweep.sharding_switch_on()
     assert Shard.objects.count() == 3
-    settings.MLVDB_SHARDING_STRATEGY = "hash"  # type: ignore[attr-defined]
+    settings.MLVDB_SHARDING_STRATEGY = "hash"
     with pytest.raises(StrategyFixed):
         sharding_sweep.check_settings()
 
 
-def test_a_node_that_obeys_another_has_no_shards_of_its_own(
-    head: ShardHead, asked: list[str], settings: object
-) -> None:
+def test_a_node_that_obeys_another_has_no_shards_of_its_own(head: ShardHead, asked: list[str], settings: Any) -> None:
     Topology.objects.create(cluster="c" * 32, is_owner=False)
-    settings.MLVDB_ENABLE_SHARDING = True  # type: ignore[attr-defined]
+    settings.MLVDB_ENABLE_SHARDING = True
 
     assert not sharding_sweep.sharding_switch_on()
     with pytest.raises(CannotCoordinate):

@@ -7,7 +7,9 @@ from collections.abc import Callable
 import pytest
 
 from cluster.models import ClusterEvent, Move, MoveStep, NamespaceErrand, ReplicaCopy, Shard, ShardedNamespace, Topology
-from cluster.services import sharding_assignments, sharding_gates, sharding_moves, sharding_removal, sharding_sweep
+from cluster.moves import control
+from cluster.moves.planning import move_plan
+from cluster.services import sharding_assignments, sharding_gates, sharding_removal, sharding_sweep
 from cluster.services.registry import replica_add, replication_enable
 from cluster.services.sharding import (
     LastShard,
@@ -40,7 +42,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
         moves.append((str(kind), "" if source is None else source.label))
         return Move.objects.create(kind=kind, shard="" if source is None else source.uid, actor=actor)
 
-    monkeypatch.setattr(sharding_moves, "move_request", request)
+    monkeypatch.setattr(control, "move_request", request)
     monkeypatch.setattr(sharding_assignments, "publish", lambda *_task: True)
     monkeypatch.setattr(sharding_assignments, "_has_said_url", True)
     return moves
@@ -50,11 +52,15 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, SlotSet]]:
     """The gates that were set, as (label, epoch, writable)."""
     gates: list[tuple[str, int, SlotSet]] = []
-    monkeypatch.setattr(
-        sharding_gates,
-        "_set_slots",
-        lambda shard, epoch, writable: gates.append((shard.label, epoch, writable)),
-    )
+
+    class End:
+        def __init__(self, shard: Shard) -> None:
+            self.label = shard.label
+
+        def set_slots(self, epoch: int, writable: SlotSet) -> None:
+            gates.append((self.label, epoch, writable))
+
+    monkeypatch.setattr(sharding_gates, "end_of", End)
     return gates
 
 
@@ -223,6 +229,16 @@ def test_a_shard_with_slots_whose_node_does_not_answer_is_refused_with_its_rows(
 
     assert refused.value.detail["rows"] == 1234
     assert shard_of("shard_r").state == ShardState.ACTIVE
+
+
+def test_a_plan_for_a_shard_whose_node_does_not_answer_has_the_rows_of_its_last_probe(remote: StandInNode) -> None:
+    give(SOME, "shard_0", "shard_r")
+    Shard.objects.filter(label="shard_r").update(rows=7, size_bytes=1234)
+    remote.close()
+
+    plan = move_plan(Move.Kind.REDISTRIBUTE, source=shard_of("shard_r"), target=shard_of("shard_1"))
+
+    assert (plan.slots, plan.rows, plan.bytes) == (len(SOME), 7, 1234)
 
 
 def test_a_node_that_has_lost_its_data_is_as_good_as_gone(remote: StandInNode) -> None:

@@ -105,6 +105,17 @@ def test_a_new_shard_gets_as_many_rows_as_slots_also_where_most_slots_are_empty(
     assert max(held) - min(held) <= 4
 
 
+def test_a_drain_deals_full_slots_and_empty_ones_alike() -> None:
+    rows = np.where(np.arange(SLOT_COUNT) % 2, 100, 0)
+    table = SlotTable.even({1: 1.0})
+
+    end = after(table, drain(table, 1, {2: 1.0, 3: 1.0}, rows))
+
+    first, second = (int(rows[end.owned_by(number).mask].sum()) for number in (2, 3))
+    assert first + second == rows.sum()
+    assert abs(first - second) <= 100
+
+
 def test_weights_are_heeded_in_rows_too() -> None:
     rows = rows_of(7)
     table = SlotTable.even({1: 1.0})

@@ -11,7 +11,7 @@ from cluster.api.node.base import NeedPlacement, NodeRouteView, WrongCluster, se
 from cluster.selectors import node_status
 from cluster.services.namespace_errands import NamespaceChange, changes_take
 from cluster.services.sharding_taking import assignment_take
-from cluster.topology import AssignmentView as AssignmentPicture
+from cluster.sharding.view import AssignmentView as AssignmentPicture
 from cluster.topology import ShardView, topology
 from mlvdb_site.http.errors import RequestError
 from vectors.errors import NotPrimary

@@ -15,7 +15,7 @@ from rest_framework.request import Request
 
 from cluster.api.node.assignment import assigned_or_409
 from cluster.api.node.base import CLUSTER, NodeRouteView, binary_answer, sender, text_parameter
-from cluster.services.shard_ends import LocalEnd, slots_of_text, text_of
+from cluster.moves.ends import LocalEnd, slots_of_text, text_of
 from mlvdb_site.http.errors import RequestError
 from vectors.engine.operations import PayloadError
 from vectors.query_processor import moving_wire

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from cluster.query_processor.errors import PartialWrite, SlotsMoving
+from cluster.query_processor.sharded.scatter import shard_unavailable
 from cluster.sharding.view import ShardMember
-from cluster.transport.errors import PeerRefused, PeerSilent
+from cluster.transport.errors import PeerError, PeerRefused, PeerSilent
 from vectors.engine.ids import id_of
 from vectors.errors import MLVectorDBError, NotEnoughCopies, StorageError
 from vectors.query_processor import WriteResult
@@ -78,7 +79,7 @@ class Ledger:
         """Return the answer of a write that every shard has committed at its level; raise what it is otherwise.
 
         The error of the only shard there was is raised as it is, when it says that nothing was written; so are closed
-        slots where nothing else was.
+        slots where nothing else was. One of the way there is ShardUnavailable, as it is for a read.
         """
         seq = {label: token for label, outcomes in self.shards.items() if (token := _newest(outcomes))}
         every = [outcome for outcomes in self.shards.values() for outcome in outcomes]
@@ -86,6 +87,9 @@ class Ledger:
         if lacking:
             first = lacking[0].error
             is_lone = len(every) == 1 and every[0].status is Status.REFUSED
+            if is_lone and isinstance(first, PeerError):
+                [member] = self._members.values()
+                first = shard_unavailable(member, first.message)
             if first is not None and (is_lone or all(isinstance(outcome.error, SlotsMoving) for outcome in every)):
                 raise self._with_ids(first)
             raise self._partial(lacking)

@@ -1,23 +1,11 @@
-"""The topology as each process of a node knows it: the registry's at its owner, the placements' at every other node.
-
-A process keeps the last picture and reads it anew when the topology marker has changed, which every change of registry,
-placement or health sets in its own transaction; one short statement per request finds that out. While the database
-cannot be read, the last picture stays. Progress (positions, what was heard) sets no marker: a picture with copies is
-read anew behind requests when it is older than a moment, and carries positions as of then.
-"""
+"""The picture as the rows say it: the registry's own at its owner, what the placements tell at every other node."""
 
 from __future__ import annotations
 
-import logging
-import os
-import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from django.db import DatabaseError
 
 from cluster.models import Assignment, MoveStep, Placement, Replica, ReplicaCopy, Shard, ShardCopy, Topology
 from cluster.replication.placements import REPLICA, PlacementDocument
@@ -25,155 +13,10 @@ from cluster.replication.quorum import PRIMARY
 from cluster.sharding.assignment import AssignmentDocument
 from cluster.sharding.table import SlotTable
 from cluster.sharding.view import AssignmentView, ShardingView, ShardMember
-from cluster.states import CopyState, FailoverState, Membership, MovePhase, PeerHealth, ShardState
-from mlvdb_site.markers import topology_marker
+from cluster.states import CLOSED_PHASES, CopyState, FailoverState, Membership, PeerHealth, ShardState
+from cluster.topology.views import CopyView, PlacementView, ShardView, TopologyView
 from vectors.engine.slots import SlotSet
 from vectors.models import ShardHead
-
-logger = logging.getLogger(__name__)
-
-_TRIES = 5
-REFRESH_EVERY_S = 1.0
-"""Age at which a picture with copies in it is read anew although its marker is the same."""
-
-
-@dataclass(frozen=True, slots=True)
-class CopyView:
-    """A copy of a shard on a node other than the primary.
-
-    `replica_id` is the key of its Replica row, at the registry's owner only. `term` and `seq` are the position it last
-    answered, as far as this node knows; 0 where it knows nothing. `health` is unknown but at the owner.
-    """
-
-    name: str
-    url: str
-    node: str
-    state: CopyState
-    membership: Membership
-    health: PeerHealth = PeerHealth.UNKNOWN
-    term: int = 0
-    seq: int = 0
-    paused: bool = False
-    is_self: bool = False
-    replica_id: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class PlacementView:
-    """What this node has been told of one shard by the owner of its registry.
-
-    `primary_seq` and `heard` are as of the picture; `placement_heard` reads them anew.
-    """
-
-    name: str
-    role: str
-    epoch: int
-    term: int
-    primary_url: str
-    primary_node: str
-    owner_url: str
-    owner_node: str
-    state: CopyState
-    membership: Membership
-    primary_seq: int
-    heard: int
-    cluster: str = ""
-    assignment: AssignmentView | None = None
-    """Whose shard it is, where the primary is another coordinator's."""
-
-    @property
-    def is_detached(self) -> bool:
-        """Whether the copy was removed from its cluster: it is kept, read-only, and filled no more."""
-        return self.role == "detached"
-
-    @property
-    def is_quarantined(self) -> bool:
-        """Whether its contents were found to differ."""
-        return self.state is CopyState.QUARANTINED
-
-
-@dataclass(frozen=True, slots=True)
-class ShardView:
-    """One shard that this node holds a copy of. `copies` are all but the primary's, this node's own included.
-
-    `shard_id` is the key of this node's own copy, None when it has none (yet). `primary_url` is None where this node's
-    own copy is the primary, and where nobody has told.
-    """
-
-    uid: str
-    label: str
-    shard_id: int | None
-    is_local_primary: bool
-    primary_url: str | None = None
-    primary_node: str = ""
-    copies: tuple[CopyView, ...] = ()
-    placement: PlacementView | None = None
-
-    @property
-    def own(self) -> CopyView | None:
-        """This node's own copy among `copies`; None at the primary."""
-        return next((copy for copy in self.copies if copy.is_self), None)
-
-
-@dataclass(frozen=True, slots=True)
-class TopologyView:
-    """The picture. `shards` by uid holds every shard copy of this node, also on a node that is in no cluster."""
-
-    cluster: str = ""
-    epoch: int = 0
-    is_owner: bool = False
-    replication_enabled: bool = False
-    is_single: bool = True
-    """Whether there is no other copy of anything here and nobody to obey: this node answers as one on its own."""
-    shards: Mapping[str, ShardView] = field(default_factory=dict)
-    sharding: ShardingView | None = None
-    """The shards of this coordinator; None where sharding is not enabled."""
-    placed_sharding: ShardingView | None = None
-    """At a replica of a coordinator, the shards as it was told of them; None where there are no others."""
-    assignment: AssignmentView | None = None
-    """What a coordinator has told this node; None where it is nobody's shard."""
-
-    @property
-    def routes(self) -> ShardingView | None:
-        """The shards over which this node's answers are to be gathered; None where one shard has everything."""
-        return self.sharding or self.placed_sharding
-
-    @property
-    def placement(self) -> PlacementView | None:
-        """What this node has been told, of any shard that it still keeps; None where it obeys nobody."""
-        told = [shard.placement for shard in self.shards.values() if shard.placement is not None]
-        # Whoever keeps copies of shards that are clusters of their own obeys nobody in that.
-        own = [placement for placement in told if placement.cluster in ("", self.cluster)]
-        return min(own, key=lambda placement: placement.is_detached, default=None)
-
-    def cluster_of(self, shard: ShardView) -> str:
-        """Return the cluster whose registry names the copies of a shard: this node's own, or what it was told."""
-        return self.cluster if shard.placement is None else shard.placement.cluster or self.cluster
-
-    def assignment_of(self, shard: ShardView) -> AssignmentView | None:
-        """Return what a coordinator has told of a shard: this node, or the primary that this node follows."""
-        if shard.placement is not None:
-            return None if shard.placement.is_detached else shard.placement.assignment
-        return self.assignment if self.assignment is not None and self.assignment.uid == shard.uid else None
-
-    def epoch_of(self, shard: ShardView) -> int:
-        """Return the epoch of `cluster_of` as this node knows it."""
-        return self.epoch if shard.placement is None else shard.placement.epoch
-
-
-def topology() -> TopologyView:
-    """Return the topology as committed now, or the last one known while it cannot be read."""
-    return _cache.get()
-
-
-def topology_committed() -> TopologyView:
-    """Return the topology as committed now. Raise the errors of `django.db` while it cannot be read."""
-    return _cache.get(is_strict=True)
-
-
-def topology_forget() -> None:
-    """Forget the picture: for tests, and for a process that was given another database."""
-    _cache.forget()
 
 
 def placement_heard(shard_uid: str) -> tuple[int, int] | None:
@@ -182,67 +25,6 @@ def placement_heard(shard_uid: str) -> tuple[int, int] | None:
     Raise the errors of `django.db`.
     """
     return Placement.objects.filter(shard=shard_uid).values_list("primary_seq", "heard").first()
-
-
-class _Cache:
-    """The picture of one process."""
-
-    timer: Callable[[], float] = staticmethod(time.monotonic)
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._seen: tuple[str | None, TopologyView] | None = None
-        self._read_at = 0.0
-
-    def get(self, *, is_strict: bool = False) -> TopologyView:
-        try:
-            marker = topology_marker()
-        except DatabaseError as error:
-            if is_strict:
-                raise
-            return self._last(error)
-        seen = self._seen
-        if seen is not None and seen[0] == marker:
-            if seen[1].is_single or self.timer() - self._read_at < REFRESH_EVERY_S:
-                return seen[1]
-            # One thread pays for the new positions; the others go on with what is right but for them.
-            if not self._lock.acquire(blocking=False):
-                return seen[1]
-        else:
-            self._lock.acquire()
-        try:
-            return self._read(marker)
-        except DatabaseError as error:
-            if is_strict:
-                raise
-            return self._last(error)
-        finally:
-            self._lock.release()
-
-    def forget(self) -> None:
-        self._seen = None
-
-    def _read(self, marker: str | None) -> TopologyView:
-        seen = self._seen
-        now = self.timer()
-        if seen is not None and seen[0] == marker and now - self._read_at < REFRESH_EVERY_S:
-            # Read while this thread waited for the lock.
-            return seen[1]
-        for _ in range(_TRIES):
-            # Several statements, and no transaction, which would keep writers out on SQLite. A change in between has
-            # another marker: half of it would be a table of one epoch with marks of the next.
-            view, before, marker = read_topology(), marker, topology_marker()
-            self._seen, self._read_at = (before, view), now
-            if marker == before:
-                break
-        return view
-
-    def _last(self, error: DatabaseError) -> TopologyView:
-        seen = self._seen
-        if seen is None:
-            raise error
-        logger.warning("topology_not_read error=%r", str(error))
-        return seen[1]
 
 
 def read_topology() -> TopologyView:
@@ -324,9 +106,7 @@ def _sharding(row: Topology, heads: Sequence[Mapping[str, Any]]) -> ShardingView
         for shard in Shard.objects.order_by("label")
         if ShardState(shard.state).may_own
     )
-    closing = MoveStep.objects.filter(phase__in=(MovePhase.CLOSING, MovePhase.SWITCHING)).values_list(
-        "slots", flat=True
-    )
+    closing = MoveStep.objects.filter(phase__in=CLOSED_PHASES).values_list("slots", flat=True)
     closed = None
     for slots in closing:
         some = SlotSet(bytes(slots))
@@ -487,15 +267,3 @@ def _told(placement: Placement, *, shard_id: int | None) -> ShardView:
             assignment=None if document.assignment is None else _assignment_view(document.assignment),
         ),
     )
-
-
-_cache = _Cache()
-
-
-def _forget_after_fork() -> None:
-    global _cache
-    # The lock may have been held by a thread that does not exist in the child.
-    _cache = _Cache()
-
-
-os.register_at_fork(after_in_child=_forget_after_fork)

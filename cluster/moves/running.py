@@ -17,14 +17,15 @@ from collections.abc import Callable, Sequence
 from django.conf import settings
 from django.db.models import F
 
-from cluster.models import Move, MoveStep, Shard
-from cluster.services.move_row import StepInterrupted
-from cluster.services.move_steps import StepRun
-from cluster.services.moves import MOVES_TASK, OPEN_PHASES, SLOT_KINDS, move_begin, move_end, move_progress
+from cluster.models import SLOT_KINDS, Move, MoveStep, Shard
+from cluster.moves.control import MOVES_TASK, move_begin
+from cluster.moves.progress import move_end, move_progress
+from cluster.moves.row import StepInterrupted
+from cluster.moves.step import StepRun
 from cluster.services.sharding_gates import MOVES_LEASE
 from cluster.services.sharding_removal import drained_settle, shard_stay
 from cluster.services.sweeps import Sweeps
-from cluster.states import MovePhase
+from cluster.states import OPEN_PHASES, SETTLED_PHASES, MovePhase
 from mlvdb_site.celery import publish
 from vectors.errors import LeaseLost, MLVectorDBError
 from vectors.models import Lease as LeaseRow
@@ -33,8 +34,6 @@ from vectors.store.leases import Lease, seize_lease, take_lease
 logger = logging.getLogger(__name__)
 
 _AT_MOST_S = 60.0
-_SETTLED = (MovePhase.CLEANING, MovePhase.UNDOING)
-"""Phases in which the owner of a step's slots will not change any more."""
 
 _timer: Callable[[], float] = time.monotonic
 
@@ -143,7 +142,7 @@ def _steps_of(move: Move) -> list[MoveStep] | None:
 
 def _only_cleans(move: Move) -> bool:
     phases: Sequence[str] = list(move.steps.filter(phase__in=OPEN_PHASES).values_list("phase", flat=True))
-    return all(phase in _SETTLED for phase in phases)
+    return all(phase in SETTLED_PHASES for phase in phases)
 
 
 def _run(step: MoveStep, lease: Lease, until: float) -> bool:

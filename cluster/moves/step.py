@@ -1,8 +1,8 @@
 """One step of a move: slots go from a shard to another, phase by phase, each of which can be resumed.
 
-Where a step is says its row in the registry (`move_row`); how far rows have come in says the target's own cursor, which
-is changed in the transaction that adds them. So whoever runs the step after a crash looks at both and goes on. Every
-effect on a shard is idempotent, and refused when it comes late:
+Where a step is says its row in the registry (`row`); how far rows have come in says the target's own cursor
+(`carrying`), which is changed in the transaction that adds them. So whoever runs the step after a crash looks at both
+and goes on. Every effect on a shard is idempotent, and refused when it comes late:
 
 | effect | what refuses it |
 | --- | --- |
@@ -16,31 +16,25 @@ See cluster/DESIGN.md for why no row is doubled or lost on the way.
 from __future__ import annotations
 
 import logging
-import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from django.conf import settings
 
-from cluster.models import MoveStep, Shard, ShardedNamespace, Topology
+from cluster.models import MoveStep, Shard, Topology
+from cluster.moves.carrying import Carrier, is_in_log
+from cluster.moves.ends import ShardEnd
+from cluster.moves.progress import move_progress
+from cluster.moves.row import StepRow
 from cluster.services.changes import Change
-from cluster.services.move_pace import Pace
-from cluster.services.move_row import StepInterrupted, StepRow
-from cluster.services.moves import move_progress
-from cluster.services.namespace_errands import spec_of
 from cluster.services.placements import placements_push
-from cluster.services.shard_ends import ShardEnd, end_of
 from cluster.services.sharding_gates import writable_of
 from cluster.sharding.table import SlotTable
-from cluster.states import MovePhase, ShardState
-from vectors.engine.namespace import NamespaceSpec
-from vectors.engine.operations import Operation
+from cluster.states import INCOMING_PHASES, MovePhase, ShardState
 from vectors.engine.slots import NO_SLOTS, SlotSet
 from vectors.errors import (
-    CheckpointBehind,
     Conflict,
     CursorMismatch,
     LeaseLost,
@@ -52,28 +46,10 @@ from vectors.errors import (
 from vectors.store.leases import Lease
 from vectors.store.log import Position
 
-__all__ = ["StepInterrupted", "StepRun", "foreign_settle"]
-
 logger = logging.getLogger(__name__)
 
-_SMALL_PAGE_BYTES = 256 * 1024
-"""A page of the log that leaves so little behind it that closing will take a moment only."""
-
-_PIN_EVERY_S = 5.0
-_CHECKPOINT_WAIT_S = 10.0
-_CHECKPOINT_LOOK_S = 0.25
 _ROUNDS_AT_ONCE = 3
 """How often a run begins the copy again before it leaves the step alone for a while."""
-
-_COMING = (
-    MovePhase.COPYING,
-    MovePhase.FOLLOWING,
-    MovePhase.CLOSING,
-    MovePhase.REOPENING,
-    MovePhase.SWITCHING,
-    MovePhase.UNDOING,
-)
-"""Phases in which the target has rows that it does not own yet."""
 
 _OUT_OF_STEP = (LogGap, LogMismatch, CursorMismatch)
 """What says that the target's rows do not follow from the source's log any more."""
@@ -88,29 +64,21 @@ class StepRun:
         self.step = step
         self.row = StepRow(step, lease, until=until)
         self.slots = self.row.slots
-        self._pace = Pace()
+        self.rows = Carrier(self.row)
         self._rounds = 0
-        self._pinned_at = -_PIN_EVERY_S
         self._closed_at = 0.0
         self._cursor = ""
         self._deadline: float | None = None
-        self._ends: list[ShardEnd] = []
-        self._ends_until: float | None = None
-
-    @cached_property
-    def source(self) -> ShardEnd:
-        """Where the slots are; looked for when it is needed, since one that is gone has nothing to undo."""
-        return self._end_of(self.step.source)
-
-    @cached_property
-    def target(self) -> ShardEnd:
-        """Where the slots go."""
-        return self._end_of(self.step.target)
 
     @property
-    def key(self) -> str:
-        """The name under which the target keeps the cursor; a copy that begins again has another one."""
-        return _key(self.step, self.row.round)
+    def source(self) -> ShardEnd:
+        """Where the slots are."""
+        return self.rows.source
+
+    @property
+    def target(self) -> ShardEnd:
+        """Where the slots go."""
+        return self.rows.target
 
     def run(self) -> None:
         """Go on until the step is over. Raise StepInterrupted, and what a shard, its node or the way to it says."""
@@ -170,82 +138,38 @@ class StepRun:
 
     def _copy(self) -> None:
         """Copy the rows as they are; what changes meanwhile is in the log after the position noted first."""
-        cursor = self.target.cursor(self.key)
-        if cursor.startswith("f:"):
-            self.row.set(MovePhase.FOLLOWING, attempts=0, error="")
-            return
-        if not cursor:
-            cursor = self._prepare()
-        start = self._start_position()
-        is_last = False
-        while not is_last:
-            self.row.heed()
-            began = self.timer()
-            nonce, after = cursor.removeprefix("c:").split(":", 1)
-            page = self.source.rows(self.slots, after=after, max_bytes=self._pace.page_bytes())
-            is_last = page.is_last
-            after = f"f:{start.term}.{start.seq}" if is_last else f"c:{nonce}:{page.cursor}"
-            namespaces = {uid: spec for uid, spec in _living().items() if uid in page.namespaces}
-            self._take(cursor, after, page.operations, namespaces)
-            self._pin(start.seq)
-            worked_s = self.timer() - began
-            self.row.count(page.rows, page.size_bytes, worked_s)
-            self._pace.rest(worked_s)
-            cursor = after
+        cursor = self.rows.cursor()
+        if not is_in_log(cursor):
+            if not cursor:
+                # Reads that were planned before the mask are refused by the target from here on.
+                cursor = self.rows.prepare(epoch=self._gate(self.target, self.step.target).epoch)
+            self.rows.copy(cursor)
         self.row.set(MovePhase.FOLLOWING, attempts=0, error="")
-
-    def _prepare(self) -> str:
-        """Make the target ready for a copy from the beginning; return its cursor."""
-        # Reads that were planned before the mask are refused by the target from here on.
-        epoch = self._gate(self.target, self.step.target).epoch
-        # First, so that no page of an earlier copy comes in behind the cleaning.
-        self._forget(before=self.row.round)
-        position = self.source.position()
-        self.source.pin(self.step.uid, position.seq)
-        self.row.note(state={**self.row.state, "source": list(position)}, rows_done=0, bytes_done=0)
-        # What an earlier copy has left goes: a row that was deleted since would stay.
-        self.target.clean(self.slots, move=self.key, epoch=epoch)
-        self.row.heed()
-        # Two beginnings are told apart, so that a page which comes late fits the one it was read for only.
-        cursor = f"c:{secrets.token_hex(4)}:"
-        self.target.take(self.key, before="", after=cursor, operations=[], namespaces={})
-        return cursor
 
     def _follow(self) -> None:
         """Bring the target so near to the source's head that the rest is a moment's work."""
         # A switch that was taken back may have opened them.
         self._gate(self.target, self.step.target)
-        cursor = self._catch_up(self._follow_cursor())
+        cursor = self.rows.catch_up(self.rows.follow_cursor())
         # What takes long is done before anything is closed: the target's copies get there, and who has to know of the
         # new epoch is told.
         if not self.target.wait_quorum(self.target.position(), timeout_s=settings.MLVDB_PEER_TIMEOUT_S):
             raise Unavailable("not enough copies of the target have what was moved: nothing is closed before they have")
         with self.row.change(MovePhase.FOLLOWING) as change:
             change.epoch_raise()
-        self._cursor = self._catch_up(cursor)
+        self._cursor = self.rows.catch_up(cursor)
         with self.row.change(MovePhase.CLOSING) as change:
             self._check_ends(change)
         self._closed_at = self.timer()
         self._deadline = self._closed_at + settings.MLVDB_MOVE_CLOSE_TIMEOUT_S
 
-    def _catch_up(self, cursor: str) -> str:
-        while True:
-            self.row.heed()
-            cursor, size_bytes, is_at_head = self._follow_page(cursor)
-            if is_at_head and size_bytes < _SMALL_PAGE_BYTES:
-                return cursor
-
     def _close(self) -> None:
         """Refuse writes to the slots at the source, and bring the target to where they end, in a moment or not."""
         with self._in_time():
             # Where this run has brought it; only another one has to ask.
-            cursor, self._cursor = self._cursor or self._follow_cursor(), ""
+            cursor, self._cursor = self._cursor or self.rows.follow_cursor(), ""
             end = self._gate(self.source, self.step.source).position
-            self._check_term(end)
-            while _position(cursor).seq < end.seq:
-                if self._left_s() <= 0:
-                    raise Conflict("what was written until the close did not get to the target in time")
-                cursor, _, _ = self._follow_page(cursor)
+            self.rows.bring_to(end, cursor)
         self.row.set(MovePhase.SWITCHING)
 
     def _reopen(self) -> None:
@@ -260,9 +184,9 @@ class StepRun:
         with self._in_time():
             # Its gate is the last of what its copies must have: a copy that takes its place has all before it as well.
             # Where it has lost its cursor it stays shut: what is open has what was moved, for whoever looks at it.
-            opened = self._gate(self.target, self.step.target, also=self.slots, cursor_of=self.key).position
+            opened = self._gate(self.target, self.step.target, also=self.slots, cursor_of=self.rows.key).position
             # A target that had another primary in the meantime has lost its cursor, and perhaps rows.
-            self._follow_cursor()
+            self.rows.follow_cursor()
             if not self.target.wait_quorum(opened, timeout_s=max(0.01, self._left_s())):
                 raise Unavailable("not enough copies of the target have what was moved in time")
             closed_s = round(self.timer() - self._closed_at, 4) if self._closed_at else None
@@ -287,7 +211,7 @@ class StepRun:
         self.source.unpin(self.step.uid)
         with suppress(MLVectorDBError):
             # A row that nobody asks for any more: no reason to wait for a target that is away.
-            self._forget(before=self.row.round + 1)
+            self.rows.forget(before=self.row.round + 1)
         self._end(MovePhase.DONE)
 
     def _undo(self) -> None:
@@ -295,7 +219,7 @@ class StepRun:
         if ShardState(Shard.objects.get(pk=self.step.target_id).state).is_shard:
             epoch = self._gate(self.target, self.step.target).epoch
             # First, so that no page comes in behind the cleaning.
-            self._forget(before=self.row.round + 1)
+            self.rows.forget(before=self.row.round + 1)
             # Those of a source that was lost may have been given to the target.
             left = self.slots - _owned(self.step.target_id)
             if left:
@@ -315,29 +239,17 @@ class StepRun:
         if self._deadline is None:
             # Another run has closed them, and nobody knows when.
             self._deadline = self.timer() + settings.MLVDB_MOVE_CLOSE_TIMEOUT_S
-        self._limit(self._deadline)
+        self.rows.limit(self._deadline)
         try:
             yield
         except LeaseLost:
             raise
         except MLVectorDBError as error:
-            self._limit(None)
+            self.rows.limit(None)
             self._take_back(error)
             raise
         finally:
-            self._limit(None)
-
-    def _limit(self, deadline: float | None) -> None:
-        """Let no request to a shard's node last longer than until `deadline`."""
-        self._ends_until = deadline
-        for end in self._ends:
-            end.deadline = deadline
-
-    def _end_of(self, shard: Shard) -> ShardEnd:
-        end = end_of(shard)
-        end.deadline = self._ends_until
-        self._ends.append(end)
-        return end
+            self.rows.limit(None)
 
     def _left_s(self) -> float:
         assert self._deadline is not None
@@ -379,66 +291,6 @@ class StepRun:
         self.row.check()
         return _Gate(end.set_slots(topology.epoch, writable, cursor_of=cursor_of), topology.epoch)
 
-    def _follow_cursor(self) -> str:
-        cursor = self.target.cursor(self.key)
-        if not cursor.startswith("f:"):
-            # A target that was promoted, or refilled, does not know how far it was.
-            raise CursorMismatch("the target has no cursor of this step", detail={"cursor": cursor})
-        return cursor
-
-    def _follow_page(self, cursor: str) -> tuple[str, int, bool]:
-        """Take over a page of the source's log; return the cursor, the bytes of rows, and if it goes to the head."""
-        began = self.timer()
-        # While slots are closed whoever writes them waits for all of it.
-        max_bytes = self._pace.page_bytes() if self._deadline is None else settings.MLVDB_MOVE_SLICE_BYTES
-        page = self.source.entries(self.slots, after=_position(cursor), max_bytes=max_bytes)
-        self._check_term(page.position)
-        size_bytes = page.size_bytes
-        after = f"f:{page.position.term}.{page.position.seq}"
-        if after != cursor:
-            self._take(cursor, after, page.operations, _living())
-            self._pin(page.position.seq)
-            self.row.count(page.rows, size_bytes, self.timer() - began, is_extra=True)
-        return after, size_bytes, page.is_at_head
-
-    def _take(
-        self, before: str, after: str, operations: Sequence[tuple[str, Operation]], namespaces: Mapping[str, Any]
-    ) -> None:
-        """Have the target take rows; wait a little for the checkpoint that makes room for them."""
-        give_up_at = self.timer() + _CHECKPOINT_WAIT_S
-        while True:
-            try:
-                self.target.take(self.key, before=before, after=after, operations=operations, namespaces=namespaces)
-                return
-            except CheckpointBehind:
-                if self._deadline is not None or self.timer() > give_up_at:
-                    raise
-            self.row.heed()
-            time.sleep(_CHECKPOINT_LOOK_S)
-
-    def _check_term(self, position: Position) -> None:
-        """Raise LogMismatch when the source has another primary than the one that was copied from."""
-        start = self._start_position()
-        if position.term != start.term:
-            raise LogMismatch(f"the source is in term {position.term}, and was in {start.term} when the copy began")
-
-    def _start_position(self) -> Position:
-        noted = self.row.state.get("source")
-        if not noted:
-            raise CursorMismatch("the position at which the copy began was not noted")
-        return Position(int(noted[0]), int(noted[1]))
-
-    def _forget(self, *, before: int) -> None:
-        for number in range(1, before):
-            self.target.forget(_key(self.step, number))
-
-    def _pin(self, seq: int) -> None:
-        """Keep the source's log; said again every few seconds, for less would do and each time is a commit."""
-        now = self.timer()
-        if now - self._pinned_at >= _PIN_EVERY_S:
-            self.source.pin(self.step.uid, seq)
-            self._pinned_at = now
-
     def _keep(self, end: ShardEnd) -> None:
         """Wait until what was cleaned up at a shard stays so: a copy that takes its node's place has it as well.
 
@@ -451,15 +303,15 @@ class StepRun:
 
     def _end(self, phase: MovePhase) -> None:
         with self.row.change(phase, attempts=0) as change:
-            foreign_settle(self.step.source_id, change)
-            foreign_settle(self.step.target_id, change)
+            _foreign_settle(self.step.source_id, change)
+            _foreign_settle(self.step.target_id, change)
             if phase is not MovePhase.FAILED:
                 MoveStep.objects.filter(pk=self.step.pk).update(error="")
 
 
-def foreign_settle(shard_id: int, change: Change) -> None:
+def _foreign_settle(shard_id: int, change: Change) -> None:
     """Say of a shard that it holds nothing but what it owns, when no step has anything of it under way."""
-    coming = MoveStep.objects.filter(target_id=shard_id, phase__in=_COMING)
+    coming = MoveStep.objects.filter(target_id=shard_id, phase__in=INCOMING_PHASES)
     leaving = MoveStep.objects.filter(source_id=shard_id, phase=MovePhase.CLEANING)
     if coming.exists() or leaving.exists():
         return
@@ -474,20 +326,6 @@ class _Gate(NamedTuple):
     epoch: int
 
 
-def _key(step: MoveStep, number: int) -> str:
-    return f"{step.uid}.{number}"
-
-
 def _owned(shard_id: int) -> SlotSet:
     """Return the slots of a shard by the registry as of now."""
     return SlotTable.of_bytes(bytes(Topology.objects.get().slots or b"")).owned_by(shard_id)
-
-
-def _living() -> dict[str, NamespaceSpec]:
-    """Return the namespaces that live, as the registry has them, by uid."""
-    return {row.uid: spec_of(row) for row in ShardedNamespace.objects.filter(dropped_at__isnull=True)}
-
-
-def _position(cursor: str) -> Position:
-    term, _, seq = cursor.removeprefix("f:").partition(".")
-    return Position(int(term), int(seq))

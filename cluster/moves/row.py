@@ -15,16 +15,15 @@ from django.db import transaction
 from django.db.models import F
 
 from cluster.models import Move, MoveStep
+from cluster.moves.progress import move_progress
 from cluster.services.changes import TASK, Change, registry_change
-from cluster.services.moves import OPEN_PHASES, move_progress
-from cluster.states import STEP_TRANSITIONS, MovePhase, allowed
+from cluster.states import CLOSED_PHASES, OPEN_PHASES, STEP_TRANSITIONS, MovePhase, allowed
 from vectors.engine.slots import SlotSet
 from vectors.store.append_lock import writers_in_line
 from vectors.store.faults import storage_faults
 from vectors.store.leases import Lease
 
 _WRITE_EVERY_S = 0.5
-_CLOSED = (MovePhase.CLOSING, MovePhase.SWITCHING)
 
 
 class StepInterrupted(Exception):
@@ -126,7 +125,7 @@ class StepRow:
 
     def write_counts(self) -> None:
         """Write down what was counted; not while slots are closed, for that is done in a moment, and somebody waits."""
-        if self.phase in _CLOSED or not self._done:
+        if self.phase in CLOSED_PHASES or not self._done:
             return
         done, self._done = self._done, []
         rows, size_bytes = sum(part[0] for part in done), sum(part[1] for part in done)

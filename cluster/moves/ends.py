@@ -6,7 +6,6 @@ import base64
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
-from urllib.parse import quote, urlencode
 
 import numpy as np
 import orjson
@@ -16,13 +15,14 @@ from cluster.models import Shard, Topology
 from cluster.replication import lanes
 from cluster.replication.knocks import knock
 from cluster.transport.client import PeerAnswer, peer_client
-from cluster.transport.errors import PeerGarbled, PeerRejected
+from cluster.transport.errors import PeerGarbled, PeerRejected, refusals
+from cluster.transport.messages import shard_path
 from vectors import errors
 from vectors.engine.ids import SLOT_COUNT
 from vectors.engine.namespace import NamespaceSpec
 from vectors.engine.operations import Operation, PayloadError
 from vectors.engine.slots import SlotSet
-from vectors.errors import MLVectorDBError, NotReady
+from vectors.errors import NotReady
 from vectors.models import ShardHead
 from vectors.query_processor import moving_wire
 from vectors.query_processor.moving import EntriesPage, MovingCopy, RowsPage
@@ -218,7 +218,6 @@ class RemoteEnd:
         return self._send(operation, orjson.dumps(dict(body)), "application/json", timeout_s=timeout_s)
 
     def _send(self, operation: str, body: bytes, content_type: str, *, timeout_s: float | None = None) -> PeerAnswer:
-        query = urlencode({"cluster": self._cluster})
         timeout_s = timeout_s or settings.MLVDB_PEER_TIMEOUT_S
         if self.deadline is not None:
             timeout_s = min(timeout_s, max(0.001, self.deadline - time.monotonic()))
@@ -226,14 +225,14 @@ class RemoteEnd:
             return peer_client().call(
                 self._url,
                 "POST",
-                f"/cluster/node/shards/{quote(self._uid, safe='')}/slots/{operation}?{query}",
+                shard_path(self._uid, f"slots/{operation}", cluster=self._cluster),
                 body=body,
                 content_type=content_type,
                 timeout_s=timeout_s,
                 even_if_silent=True,
             )
         except PeerRejected as rejected:
-            raise own_error(rejected) or rejected from rejected
+            raise rejected.as_own(_REFUSALS) or rejected from rejected
 
     def _json(self, answer: PeerAnswer) -> dict[str, Any]:
         try:
@@ -280,22 +279,12 @@ def slots_of_text(text: object) -> SlotSet:
     return SlotSet(base64.b64decode(text, validate=True))
 
 
-def own_error(rejected: PeerRejected) -> MLVectorDBError | None:
-    """Return the error that a shard's node refused with, as it is raised by a copy on this node."""
-    made = _BY_CODE.get(rejected.peer_code)
-    return None if made is None else made(rejected.peer_message, detail=rejected.peer_detail)
-
-
-_BY_CODE = {
-    kind.code: kind
-    for kind in (
-        errors.CheckpointBehind,
-        errors.Conflict,
-        errors.CursorMismatch,
-        errors.LogGap,
-        errors.LogMismatch,
-        errors.NotPrimary,
-        errors.SlotsOwned,
-        errors.StaleScope,
-    )
-}
+_REFUSALS = refusals(
+    errors.CheckpointBehind,
+    errors.Conflict,
+    errors.CursorMismatch,
+    errors.NotPrimary,
+    errors.SlotsOwned,
+    errors.StaleScope,
+) | refusals(errors.LogGap, errors.LogMismatch, status=409)
+"""What a copy on this node raises as well."""

@@ -1,0 +1,1 @@
+"""The parts of `replication_sharding_example.py`, and what they have in common."""
