@@ -14,8 +14,12 @@ from django.http import HttpResponse
 from django.test import Client, override_settings
 from django.test.utils import setup_databases, teardown_databases
 
+from cluster.services import sharding_assignments
+from cluster.services.sharding import sharding_enable
+from cluster.topology import topology_forget
 from mlvdb_site import logging_config
 from mlvdb_site.node import NodeFiles
+from tests.cluster.standin_node import Nodes, standin_nodes
 from vectors import runtime
 from vectors.services import ensure_local_shard
 
@@ -77,6 +81,25 @@ def api(transactional_db, settings, tmp_path) -> Iterator[Api]:
     ensure_local_shard()
     yield Api()
     runtime.reset()
+
+
+@pytest.fixture
+def coordinator(api: Api, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
+    """An empty coordinator of shard_0 and shard_1; moves are asked for, and nobody runs them."""
+    for module in ("moves.control", "services.sharding_assignments", "health.shards", "health.samples"):
+        monkeypatch.setattr(f"cluster.{module}.publish", lambda *_task: True)
+    monkeypatch.setattr(sharding_assignments, "_has_said_url", True)
+    topology_forget()
+    assert sharding_enable(strategy="hash", shards=2, actor="test")
+    yield api
+    topology_forget()
+
+
+@pytest.fixture
+def nodes() -> Iterator[Nodes]:
+    """Make nodes that listen, and end them with the test."""
+    with standin_nodes() as make:
+        yield make
 
 
 @pytest.fixture(scope="session")

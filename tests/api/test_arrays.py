@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vectors.api.arrays import matrix, vector
@@ -28,6 +28,9 @@ def outcome(call: Any) -> Any:
         return str(error), error.field
 
 
+@example([1.0, float("nan")])
+@example([float("-inf"), 1])
+@example(np.array([1.0, np.inf], "<f4").tobytes())
 @given(st.one_of(st.lists(ENTRIES, max_size=6), st.binary(max_size=17), st.text(max_size=4), st.none(), st.integers()))
 def test_one_vector_is_read_as_a_matrix_of_one_row_is(values: Any) -> None:
     quick = outcome(lambda: vector(values, field="query"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import io
 from typing import Any, NamedTuple
 
 import msgpack
@@ -390,77 +389,6 @@ def test_bad_input_is_refused_by_name_and_changes_nothing(standing_api: Api, bad
     if bad.code is not None:
         assert error["code"] == bad.code
     assert _state(standing_api) == before
-
-
-class _Stream:
-    """A body of endless zeros that counts what is read of it."""
-
-    def __init__(self) -> None:
-        self.bytes_read = 0
-
-    def read(self, size: int) -> bytes:
-        self.bytes_read += size
-        return bytes(size)
-
-    def readline(self, size: int = -1) -> bytes:
-        raise AssertionError("a body is not read by lines")
-
-
-def test_a_body_announced_over_the_limit_is_refused_unread(standing_api: Api, settings: Any) -> None:
-    settings.MLVDB_MAX_BODY_BYTES = 1024
-    stream = _Stream()
-
-    response = standing_api.post("/vectors", **{"CONTENT_LENGTH": "2000", "wsgi.input": stream})
-
-    error = checked_error(response)
-    assert response.status_code == 413
-    assert error["field"] == "body"
-    assert error["detail"] == {"limit_bytes": 1024}
-    assert stream.bytes_read == 0
-
-
-def test_a_body_in_chunks_is_read_no_further_than_the_limit(standing_api: Api, settings: Any) -> None:
-    settings.MLVDB_MAX_BODY_BYTES = 1024 * 1024
-    stream = _Stream()
-
-    response = standing_api.post("/vectors", **_chunked(stream))
-
-    assert response.status_code == 413
-    assert checked_error(response)["field"] == "body"
-    assert stream.bytes_read <= 2 * 1024 * 1024
-
-
-def test_a_body_in_chunks_is_understood(standing_api: Api) -> None:
-    body = io.BytesIO(orjson.dumps({"ids": [1, 2]}))
-
-    response = standing_api.post("/vectors/fetch", **_chunked(body))
-
-    assert [row["id"] for row in response.json()["vectors"]] == [1, 2]
-
-
-def test_a_body_shorter_than_announced_is_refused(standing_api: Api) -> None:
-    body = io.BytesIO(orjson.dumps({"values": OK}))
-
-    response = standing_api.post("/vectors", **{"CONTENT_LENGTH": "300", "wsgi.input": body})
-
-    assert response.status_code == 400
-    assert checked_error(response)["code"] == "incomplete_body"
-
-
-def test_a_content_length_that_is_no_number_is_refused(standing_api: Api) -> None:
-    response = standing_api.post("/count", CONTENT_LENGTH="many")
-
-    assert response.status_code == 400
-    assert checked_error(response)["field"] == "Content-Length"
-
-
-def _chunked(stream: Any) -> dict[str, Any]:
-    return {
-        "CONTENT_LENGTH": "",
-        "HTTP_TRANSFER_ENCODING": "chunked",
-        "wsgi.input": stream,
-        "wsgi.input_terminated": True,
-    }
 
 
 def _state(api: Api) -> tuple[bytes, bytes]:

@@ -15,11 +15,10 @@ import pytest
 from django.core.handlers.wsgi import WSGIHandler
 from django.test import RequestFactory
 
-from mlvdb_site import keys, markers
+from mlvdb_site import keys
 from mlvdb_site.http import direct, metrics
 from mlvdb_site.http.metrics import RequestCounts
 from mlvdb_site.http.request_id import current_request_id
-from mlvdb_site.markers import markers_read, shared_look, topology_changed, topology_marker
 from vectors.errors import NotReady
 from vectors.query_processor import query_processor
 
@@ -386,48 +385,3 @@ def test_the_whole_way_sends_in_one_piece_what_it_has_whole(node: Node, monkeypa
 
 def test_routes_are_answered_directly_only_where_the_view_allows_it(node: Node) -> None:
     assert set(node.application._routes) == {"/search", "/search/batch", "/count"}
-
-
-# One look at the markers
-
-
-@pytest.fixture
-def statements(monkeypatch: pytest.MonkeyPatch, transactional_db: None) -> list[str]:
-    """What is asked of the table of markers."""
-    asked: list[str] = []
-    original = markers.connections
-
-    class Noting:
-        def __getitem__(self, alias: str) -> Any:
-            asked.append(alias)
-            return original[alias]
-
-    monkeypatch.setattr(markers, "connections", Noting())
-    return asked
-
-
-def test_the_first_question_for_the_topology_is_answered_by_the_look_at_the_markers(statements: list[str]) -> None:
-    topology_changed()
-    with shared_look():
-        seen = markers_read().topology
-        assert topology_marker() == seen
-        assert len(statements) == 1
-
-
-def test_a_second_question_for_the_topology_sees_what_has_changed_since(statements: list[str]) -> None:
-    topology_changed()
-    with shared_look():
-        markers_read()
-        first = topology_marker()
-        topology_changed()
-        assert topology_marker() != first
-
-
-def test_outside_of_a_shared_look_the_topology_is_always_asked_for(statements: list[str]) -> None:
-    topology_changed()
-    with shared_look():
-        markers_read()
-    before = topology_marker()
-    markers_read()
-    topology_changed()
-    assert topology_marker() != before

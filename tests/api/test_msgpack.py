@@ -89,6 +89,17 @@ def test_a_long_page_is_streamed(packed):
     assert body[-1] == {"id": 2049, "values": np.array([2049, 1], "<f4").tobytes(), "metadata": {}}
 
 
+@pytest.mark.parametrize(
+    ("body", "reason"), [(b"\xc1", "a byte begins no value"), (b"\x91" * 5000, "it is nested too deep")]
+)
+def test_what_is_no_msgpack_is_refused_with_a_reason(api, body, reason):
+    response = api.send("POST", "/search", body, content_type=MEDIA_TYPE)
+
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (400, "invalid_msgpack")
+    assert error["message"] == f"the body is not valid msgpack: {reason}"
+
+
 def test_errors_are_msgpack_too(packed):
     status, body = packed("GET", "/vectors/1")
 

@@ -5,14 +5,11 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
-import yaml
 from django.conf import settings as django_settings
 from django.contrib.auth import get_user_model
 from django.test import Client
@@ -21,20 +18,16 @@ from cluster.models import ClusterEvent, HealthCheck, Replica, ReplicaCopy
 from cluster.query_processor.means import means
 from cluster.services.copies import copy_state_set
 from cluster.services.registry import replication_enable
-from cluster.services.taking import placement_take
 from cluster.states import CopyState
 from cluster.topology import topology_forget
 from cluster.transport import PROTOCOL
 from mlvdb_site.heartbeats import BEAT, heartbeat_record, worker_name
 from mlvdb_site.keys import key_create
 from tests.api.conftest import Api, checked_error
+from tests.api.documented import valid
 from tests.api.routes import api_routes
-from tests.cluster.standin_node import StandInNode
-from tests.cluster.test_registry_taking import document as placement_of
+from tests.cluster.standin_node import Nodes, StandInNode
 from vectors.models import ShardHead
-
-Nodes = Callable[..., StandInNode]
-DOCUMENT = Path(django_settings.BASE_DIR) / "docs" / "openapi.yaml"
 
 
 @pytest.fixture
@@ -48,29 +41,8 @@ def primary(api: Api, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
     topology_forget()
 
 
-@pytest.fixture
-def nodes() -> Iterator[Nodes]:
-    """Make nodes that listen, and end them with the test."""
-    made: list[StandInNode] = []
-
-    def make(**status: object) -> StandInNode:
-        made.append(StandInNode(**status))
-        return made[-1]
-
-    yield make
-    for node in made:
-        node.close()
-
-
 def add(api: Api, node: StandInNode, name: str = "replica_1") -> Any:
     return api.post(f"/replication/replicas?replica_id={name}&replica_url={node.url}")
-
-
-def valid(body: object, path: str, method: str = "get") -> None:
-    """Check an answer against the committed document."""
-    document = yaml.safe_load(DOCUMENT.read_text())
-    schema = document["paths"][path][method]["responses"]["200"]["content"]["application/json"]["schema"]
-    jsonschema.Draft202012Validator({**schema, "components": document["components"]}).validate(body)
 
 
 def test_a_replica_is_added_shown_and_removed(primary: Api, nodes: Nodes) -> None:
@@ -278,37 +250,6 @@ def test_workers_are_alive_when_replication_health_and_beat_are(primary: Api) ->
     assert primary.get("/replication/info").json()["workers_alive"] is True
 
 
-def test_a_replica_shows_what_it_was_told_and_sends_changes_to_its_primary(api: Api) -> None:
-    topology_forget()
-    placement_take(placement_of())
-
-    info = api.get("/replication/info").json()
-    refused = api.post("/replication/replicas?replica_id=a&replica_url=http://127.0.0.1:1")
-
-    valid(info, "/replication/info")
-    assert (info["role"], info["replica_id"], info["primary_url"]) == ("replica", "replica_1", "http://127.0.0.1:7001")
-    assert set(info["replicas"]) == {"primary", "replica_1", "replica_2"}
-    assert refused.status_code == 409
-    assert checked_error(refused)["code"] == "not_primary"
-    assert checked_error(refused)["detail"] == {"primary_url": "http://127.0.0.1:7001"}
-    unknown = checked_error(api.get("/replication/replicas/replica_2/health"))
-    assert (unknown["code"], "http://127.0.0.1:7001" in unknown["message"]) == ("replica_not_found", True)
-    topology_forget()
-
-
-def test_a_replica_shows_a_primary_that_is_never_behind_itself(api: Api) -> None:
-    topology_forget()
-    placement_take(placement_of())
-    ShardHead.objects.update(last_seq=7)
-
-    primary = api.get("/replication/info").json()["replicas"]["primary"]
-    (shard,) = api.get("/cluster/topology").json()["shards"].values()
-
-    assert primary["applied_seq"] == 7
-    assert {copy["name"]: copy["seq"] for copy in shard["copies"]} == {"replica_1": 7, "replica_2": None}
-    topology_forget()
-
-
 def test_slots_cannot_be_moved_on_a_node_without_shards_of_its_own_making(primary: Api) -> None:
     assert checked_error(primary.post("/cluster/moves"))["code"] == "sharding_not_enabled"
     assert primary.get("/sharding/info").json() == {"message": "Sharding is not enabled"}
@@ -388,29 +329,6 @@ def test_a_key_without_the_scope_changes_nothing(primary: Api) -> None:
 
     assert response.status_code == 403
     assert checked_error(response)["code"] == "missing_scope"
-
-
-# -- between nodes -----------------------------------------------------------------------------------------------
-
-
-def test_a_placement_is_taken_over_http_and_answered_with_the_status(api: Api) -> None:
-    topology_forget()
-    headers = {"X-MLVDB-Node": placement_of()["owner"]["node"]}
-
-    answer = api.put("/cluster/node/placement", placement_of(), headers=headers)
-
-    assert answer.status_code == 200, answer.content
-    [shard] = answer.json()["shards"]
-    assert (shard["uid"], shard["role"]) == (placement_of()["shard"]["uid"], "replica")
-    assert answer["X-MLVDB-Epoch"] == "3"
-    older = api.put("/cluster/node/placement", placement_of(epoch=2), headers=headers)
-    assert older.status_code == 409
-    assert checked_error(older)["code"] == "stale_epoch"
-    stranger = api.put("/cluster/node/placement", placement_of(epoch=9), headers={"X-MLVDB-Node": "f" * 32})
-    assert checked_error(stranger)["code"] == "wrong_cluster"
-    garbled = api.put("/cluster/node/placement", {"format": 1}, headers=headers)
-    assert garbled.status_code == 400
-    topology_forget()
 
 
 def test_a_copy_shown_as_following_is_one(primary: Api, nodes: Nodes) -> None:

@@ -7,19 +7,18 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
-from django.conf import settings
 from django.core.management import call_command
 
 from tests.api.conftest import Api
+from tests.api.documented import COMMITTED
+from tests.api.documented import document as committed
 from tests.api.routes import api_routes
-
-COMMITTED = Path(settings.BASE_DIR) / "docs" / "openapi.yaml"
 
 
 @pytest.fixture(scope="module")
 def document() -> dict:
     """The committed document."""
-    return yaml.safe_load(COMMITTED.read_text())
+    return committed()
 
 
 def test_the_committed_document_is_current(tmp_path: Path) -> None:

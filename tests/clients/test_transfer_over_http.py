@@ -19,7 +19,6 @@ from vectors.bench.measures import RECALLS
 from vectors.client import Client
 from vectors.client.session import Session
 from vectors.datasets import load_digits
-from vectors.engine import index
 from vectors.transfer import places
 
 pytestmark = [pytest.mark.processes]
@@ -126,7 +125,6 @@ def test_bench_starts_a_node_of_its_own() -> None:
     assert "HTTP: exact search, 2 connections" in text
 
 
-@pytest.mark.skipif(not index.available(), reason="faiss is not installed")
 def test_bench_draws_recall_and_throughput_of_engine_and_node(files: Path, monkeypatch, settings) -> None:
     settings.MLVDB_INDEX_MIN_ROWS = 1000
     monkeypatch.setattr(node_side, "QUIET_S", 1.0)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import requests
 from urllib3.exceptions import NewConnectionError
 
+from tests.processes.at_work import AtWork
 from tests.processes.history import History, Outcome, Position, Read, Write
 from tests.processes.node import NodeProcess
 from tests.processes.writers import values_of
@@ -130,7 +132,7 @@ class Recorder:
         write.min_seq = f"{label}:{text}"
 
 
-class Clients:
+class Clients(AtWork):
     """Writers and readers in threads, at work until the context ends.
 
     A writer keeps to one node of `write_to` and goes to the next when that does not do what was asked; readers ask any
@@ -153,49 +155,26 @@ class Clients:
         self.write_to, self.read_from, self.levels = write_to, read_from, levels
         self.seed = seed
         self.failures: list[str] = []
-        self.errors: list[BaseException] = []
-        self._stop = threading.Event()
         self.acknowledged: list[Write] = []
         self._rows: list[str] = []
-        self._threads = [
-            threading.Thread(target=self._guarded, args=(run, number), daemon=True)
-            for run, many in ((self._write_on, writers), (self._read_on, readers))
-            for number in range(many)
-        ]
-
-    def __enter__(self) -> Clients:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(timeout=2 * ANSWER_WITHIN_S)
-        if exception[0] is None:
-            assert not [thread for thread in self._threads if thread.is_alive()], "a client hangs"
-            assert not self.errors, self.errors[0]
+        jobs = [partial(self._write_on, number) for number in range(writers)]
+        jobs += [partial(self._read_on, number) for number in range(readers)]
+        super().__init__(jobs, ends_within_s=2 * ANSWER_WITHIN_S)
 
     def wait_for(self, acknowledged: int, *levels: str, timeout_s: float = 45.0) -> None:
         """Wait until that many more of these writes are acknowledged, at any of the levels when some are named."""
         wanted = self._count(levels) + acknowledged
-        deadline = time.monotonic() + timeout_s
-        while self._count(levels) < wanted:
-            assert not self.errors, self.errors[0]
-            assert time.monotonic() < deadline, (
-                f"{wanted - self._count(levels)} of {acknowledged} writes {levels} were not acknowledged within "
-                f"{timeout_s:g} s; failures: {self.failures[-5:]}"
-            )
-            self._stop.wait(0.02)
+        self._wait(
+            lambda: self._count(levels) >= wanted,
+            timeout_s=timeout_s,
+            missing=lambda: (
+                f"{wanted - self._count(levels)} of {acknowledged} writes {levels} are not acknowledged; "
+                f"failures: {self.failures[-5:]}"
+            ),
+        )
 
     def _count(self, levels: Sequence[str]) -> int:
         return sum(not levels or write.level in levels for write in list(self.acknowledged))
-
-    def _guarded(self, run: Callable[[int], None], number: int) -> None:
-        try:
-            run(number)
-        except BaseException as error:
-            self.errors.append(error)
 
     def _write_on(self, number: int) -> None:
         rng = random.Random(self.seed * 1000 + number)

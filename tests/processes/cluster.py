@@ -21,6 +21,8 @@ from vectors.store.slices import slices_in
 PRIMARY = "primary"
 MEMBERS_WITHIN_S = 40.0
 EQUAL_WITHIN_S = 45.0
+# Checkpoints all the time: copies are made of segments as well as of tails, and logs are pruned behind them.
+BUSY = {"MLVDB_TAIL_SOFT_BYTES": "100k", "MLVDB_CHECKPOINT_INTERVAL_S": "3", "MLVDB_LEASE_S": "1"}
 # What nodes tell each other is told to a test that says it is one.
 A_NODE = "7" * 32
 

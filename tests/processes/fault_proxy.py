@@ -207,6 +207,7 @@ class FaultProxy:
                     connection.client.sendall(self._some_garbage())
                 return is_request
             if fault is Fault.LATE and is_request and self._late in data:
+                # This is the fault itself, not a wait for something: each request takes a time of its own on its way.
                 time.sleep(self._random.uniform(0.0, self._late_s))
             piece = data if fault is not Fault.SLOW else data[: max(1, int(rate * _TICK_S))]
             sink.sendall(piece)

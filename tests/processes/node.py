@@ -244,7 +244,9 @@ def free_port() -> int:
             return port
 
 
-def wait_for(condition: Callable[[], T], *, timeout_s: float = 10.0, what: str = "the condition") -> T:
+def wait_for(
+    condition: Callable[[], T], *, timeout_s: float = 10.0, what: str = "the condition", every_s: float = 0.02
+) -> T:
     """Call a function until what it returns is true, and return that; an error of a request counts as not yet."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -255,7 +257,7 @@ def wait_for(condition: Callable[[], T], *, timeout_s: float = 10.0, what: str =
         if value:
             return value
         assert time.monotonic() < deadline, f"{what} did not come true within {timeout_s:g} s"
-        time.sleep(0.02)
+        time.sleep(every_s)
 
 
 def children_of(pid: int) -> list[int]:

@@ -11,12 +11,14 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from itertools import count
 from typing import Any
 
 import requests
 
+from tests.processes.at_work import AtWork
 from tests.processes.clients import was_never_sent
 from tests.processes.history import Outcome
 from tests.processes.node import NodeProcess
@@ -298,7 +300,7 @@ class FixedRows:
         ]
 
 
-class ShardingClients:
+class ShardingClients(AtWork):
     """Writers (who delete as well) and readers of all kinds in threads, at work until the context ends."""
 
     def __init__(
@@ -314,48 +316,25 @@ class ShardingClients:
         self.recorder, self.history = recorder, recorder.history
         self.fixed, self.level, self.seed = fixed, level, seed
         self.failures: deque[str] = deque(maxlen=20)
-        self.errors: list[BaseException] = []
         self.written = self.answered = self.incomplete = 0
         self._groups = [f"g{seed}w{number}" for number in range(writers)]
         self._recent: deque[tuple[str, str]] = deque(maxlen=16)
-        self._stop = threading.Event()
         self._lock = threading.Lock()
-        self._threads = [
-            threading.Thread(target=self._guarded, args=(run, number), daemon=True)
-            for run, many in ((self._write_on, writers), (self._read_on, readers))
-            for number in range(many)
-        ]
-
-    def __enter__(self) -> ShardingClients:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(timeout=3 * ANSWER_WITHIN_S)
-        if exception[0] is None:
-            assert not [thread for thread in self._threads if thread.is_alive()], "a client hangs"
-            assert not self.errors, self.errors[0]
+        jobs = [partial(self._write_on, number) for number in range(writers)]
+        jobs += [partial(self._read_on, number) for number in range(readers)]
+        super().__init__(jobs, ends_within_s=3 * ANSWER_WITHIN_S)
 
     def wait_for(self, *, writes: int = 0, reads: int = 0, timeout_s: float = 30.0) -> None:
         """Wait until that many more writes are acknowledged and reads answered in full."""
         written, answered = self.written + writes, self.answered + reads
-        deadline = time.monotonic() + timeout_s
-        while self.written < written or self.answered < answered:
-            assert not self.errors, self.errors[0]
-            assert time.monotonic() < deadline, (
-                f"{written - self.written} of {writes} writes and {answered - self.answered} of {reads} reads are "
-                f"missing after {timeout_s:g} s; failures: {list(self.failures)[-5:]}"
-            )
-            self._stop.wait(0.02)
-
-    def _guarded(self, run: Callable[[int], None], number: int) -> None:
-        try:
-            run(number)
-        except BaseException as error:
-            self.errors.append(error)
+        self._wait(
+            lambda: self.written >= written and self.answered >= answered,
+            timeout_s=timeout_s,
+            missing=lambda: (
+                f"{written - self.written} of {writes} writes and {answered - self.answered} of {reads} reads; "
+                f"failures: {list(self.failures)[-5:]}"
+            ),
+        )
 
     def _write_on(self, number: int) -> None:
         rng = random.Random(self.seed * 1000 + number)

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import sqlite3
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -24,6 +23,8 @@ from vectors.engine.ids import id_of, key_of_text, slot_of
 COORDINATOR = "coordinator"
 REACHED_WITHIN_S = 40.0
 MOVED_WITHIN_S = 60.0
+# Some phases last for milliseconds.
+_PHASES_EVERY_S = 0.002
 
 
 class ShardedCluster(NodeGroup):
@@ -64,6 +65,15 @@ class ShardedCluster(NodeGroup):
         self.wait(lambda: all(self.slots()[name] for name in self._added), MOVED_WITHIN_S, "slots for every shard")
         self.wait_until_settled()
         return self
+
+    def heal(self) -> None:
+        """Make all well again, and wait until the coordinator knows that its shards are."""
+        super().heal()
+        self.wait(
+            lambda: all(shard["is_healthy"] for shard in self.info()["shards"].values()),
+            REACHED_WITHIN_S,
+            "the health of all shards",
+        )
 
     # -- the registry -------------------------------------------------------------------------------------------
 
@@ -123,7 +133,7 @@ class ShardedCluster(NodeGroup):
         return dict(answer.json())
 
     def phases(self, number: int) -> set[str]:
-        """Return the phases of a move and its steps, from the registry itself: some last for milliseconds."""
+        """Return the phases of a move and its steps, from the registry itself, which answers sooner than the API."""
         with self._registry() as database:
             move = database.execute("SELECT phase FROM cluster_move WHERE id = ?", (number,))
             steps = database.execute("SELECT phase FROM cluster_movestep WHERE move_id = ?", (number,))
@@ -131,12 +141,13 @@ class ShardedCluster(NodeGroup):
 
     def wait_for_phase(self, number: int, *wanted: str, timeout_s: float = MOVED_WITHIN_S) -> str:
         """Wait until a step of a move is in one of these phases, or beyond all; return the phase that was seen."""
-        seen: set[str] = set()
-        deadline = time.monotonic() + timeout_s
-        while not seen & {*wanted, "done", "failed", "cancelled"}:
-            assert time.monotonic() < deadline, f"{wanted} not seen within {timeout_s:g} s: {self.move(number)}"
-            time.sleep(0.002)
-            seen = self.phases(number)
+        ends = {*wanted, "done", "failed", "cancelled"}
+        seen = wait_for(
+            lambda: self.phases(number) & ends,
+            timeout_s=timeout_s,
+            what=f"{wanted} of move {number}",
+            every_s=_PHASES_EVERY_S,
+        )
         return next((phase for phase in wanted if phase in seen), "over")
 
     def wait_for_move(self, number: int | None, *, phase: str = "done", timeout_s: float = MOVED_WITHIN_S) -> None:

@@ -3,71 +3,16 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.processes.node import NodeProcess, wait_for
-from tests.processes.programs import processes_of, start_program
+from tests.processes.node import wait_for
+from tests.processes.programs import LIBRARY, processes_of, run, start_program
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(180)]
 
-BEGINNING = """
-import logging, os, signal, sys, time
-# Warnings of unreachable replicas are meant: the program decides whether it wants to see them.
-logging.basicConfig(level=logging.ERROR)
-from cluster.library import QueryProcessorWithReplication, ReplicationManagerImpl
-from vectors.library import Index, StorageEngineInMemory, VectorDTO
-from vectors.library.environment import private_directory
 
-def wait_for(condition, timeout_s=40):
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, manager.get_replica_info()
-        time.sleep(0.05)
-
-def members():
-    return [name for name, replica in manager.get_replica_info()["replicas"].items() if replica["member"]]
-
-def raised(call, *args, **kwargs):
-    try:
-        return call(*args, **kwargs)
-    except Exception as error:
-        return error
-"""
-
-
-@pytest.fixture
-def replicas() -> Iterator[list[NodeProcess]]:
-    """Two empty nodes."""
-    nodes = [NodeProcess(), NodeProcess()]
-    try:
-        for node in nodes:
-            node.launch()
-        for node in nodes:
-            wait_for(node._is_ready, timeout_s=60)
-        yield nodes
-    finally:
-        for node in nodes:
-            node.close()
-
-
-def run(program: str, directory: Path, *arguments: str, **environ: str) -> str:
-    """Run a program to its good end; assert that it said nothing on stderr and left nothing; return its output."""
-    process = start_program(BEGINNING + program, directory, *arguments, **environ)
-    try:
-        output, errors = process.communicate(timeout=120)
-    finally:
-        process.kill()
-    assert process.returncode == 0, errors
-    assert errors == ""
-    assert processes_of(directory) == []
-    assert list(directory.iterdir()) == []
-    return output
-
-
-def test_a_program_has_replicas_writes_to_them_and_reads_from_them(replicas, tmp_path) -> None:
+def test_a_program_has_replicas_writes_to_them_and_reads_from_them(two_nodes, tmp_path) -> None:
     program = """
 storage = StorageEngineInMemory()
 manager = ReplicationManagerImpl(primary_storage=storage, primary_replica_id="me", health_check_interval=0.5)
@@ -77,7 +22,7 @@ assert manager.add_replica("one", sys.argv[1]) is True
 assert manager.add_replica("one", sys.argv[1]) is False
 assert manager.add_replica("two", sys.argv[2]) is True
 assert manager.list_replicas() == ["one", "two"] and manager.primary_replica == "me"
-wait_for(lambda: members() == ["one", "two"])
+wait_for(lambda: members(manager) == ["one", "two"])
 
 assert manager.replicate_write(VectorDTO([1.0, 2.0], id="a"), "rows") == {"one": True, "two": True}
 batch = [VectorDTO([1.0, 2.0], id="b"), VectorDTO([1.0, 3.0], id="c")]
@@ -121,7 +66,7 @@ with ReplicationManagerImpl(storage) as manager:
     assert manager.replicate_write(VectorDTO([5.0, 5.0], id="again"), "rows") == {"one": True}
 print("done")
 """
-    one, two = replicas
+    one, two = two_nodes
 
     # What the shell says of a node is not for the program, nor for its processes.
     output = run(
@@ -140,22 +85,22 @@ print("done")
     assert two.post("/count?namespace=rows", {}).json() == {"count": 53}
 
 
-def test_a_replica_of_a_program_says_who_the_primary_is_not_and_can_take_its_place(replicas, tmp_path) -> None:
+def test_a_replica_of_a_program_says_who_the_primary_is_not_and_can_take_its_place(two_nodes, tmp_path) -> None:
     program = """
 storage = StorageEngineInMemory()
 manager = ReplicationManagerImpl(storage, health_check_interval=0.5)
 processor = QueryProcessorWithReplication(storage, replication_manager=manager, consistency="quorum")
 manager.add_replica("one", sys.argv[1])
 manager.add_replica("two", sys.argv[2])
-wait_for(lambda: members() == ["one", "two"])
+wait_for(lambda: members(manager) == ["one", "two"])
 processor.upsert_many([VectorDTO([n, 1.0], id=n) for n in range(20)])
 print("written", flush=True)
 wait_for(lambda: manager.get_replica_info()["role"] == "replica")
 error = raised(processor.insert, VectorDTO([1.0, 1.0]))
 print(error.code, error.detail["primary_url"])
 """
-    one, two = replicas
-    process = start_program(BEGINNING + program, tmp_path, one.base_url, two.base_url)
+    one, two = two_nodes
+    process = start_program(LIBRARY + program, tmp_path, one.base_url, two.base_url)
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "written\n", process.communicate(timeout=10)
@@ -186,7 +131,7 @@ print(error.code, error.detail["primary_url"])
     assert one.post("/count?consistency=all", {}).json() == {"count": 21}
 
 
-def test_the_ids_and_urls_of_a_closed_engine_are_free_again(replicas, tmp_path) -> None:
+def test_the_ids_and_urls_of_a_closed_engine_are_free_again(two_nodes, tmp_path) -> None:
     program = """
 with StorageEngineInMemory() as first, ReplicationManagerImpl(first) as manager:
     manager.add_replica("one", "http://127.0.0.1:9")
@@ -194,11 +139,11 @@ with StorageEngineInMemory() as first, ReplicationManagerImpl(first) as manager:
 with StorageEngineInMemory() as second, ReplicationManagerImpl(second) as manager:
     assert manager.list_replicas() == []
     assert manager.add_replica("one", sys.argv[1]) is True
-    wait_for(lambda: members() == ["one"])
+    wait_for(lambda: members(manager) == ["one"])
     print(manager.replicate_write(VectorDTO([1.0])))
 """
 
-    assert run(program, tmp_path, replicas[0].base_url) == "{'one': True}\n"
+    assert run(program, tmp_path, two_nodes[0].base_url) == "{'one': True}\n"
 
 
 def test_a_program_that_is_killed_leaves_no_process_and_no_directory(tmp_path) -> None:
@@ -207,7 +152,7 @@ manager = ReplicationManagerImpl(StorageEngineInMemory())
 print("started", flush=True)
 time.sleep(60)
 """
-    process = start_program(BEGINNING + program, tmp_path)
+    process = start_program(LIBRARY + program, tmp_path)
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "started\n", process.communicate(timeout=10)

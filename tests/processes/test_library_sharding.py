@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
-from tests.processes.node import NodeProcess, wait_for
-from tests.processes.test_library_replication import BEGINNING as PROGRAM
-from tests.processes.test_library_replication import run
+from tests.processes.programs import LIBRARY, processes_of, run, start_program
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(180)]
 
@@ -23,28 +19,7 @@ def rows(manager):
 
 def settled(manager):
     return not manager.get_shard_info()["moves"]
-
-def wait_until(condition, what="", timeout_s=60):
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, what or condition
-        time.sleep(0.05)
 """
-
-
-@pytest.fixture
-def nodes() -> Iterator[list[NodeProcess]]:
-    """Two empty nodes."""
-    started = [NodeProcess(), NodeProcess()]
-    try:
-        for node in started:
-            node.launch()
-        for node in started:
-            wait_for(node._is_ready, timeout_s=60)
-        yield started
-    finally:
-        for node in started:
-            node.close()
 
 
 def test_vectors_are_spread_over_the_engines_of_a_program_and_searched_in_all_of_them(tmp_path) -> None:
@@ -148,14 +123,14 @@ with ShardingManagerImpl({"a": full, "b": second}, health_check_interval=0.5) as
         assert processor.get_namespace_count("rows") == 1000
         assert [hit["id"] for hit in processor.find_similar([500.0, 1.0], 3, "rows")] == [500, 499, 501]
         return True
-    wait_until(lambda: whole() and settled(manager) and min(rows(manager).values()) > 400, "a half for b")
+    wait_for(lambda: whole() and settled(manager) and min(rows(manager).values()) > 400, "a half for b")
 
     third = StorageEngineInMemory()
     assert manager.add_local_shard("c", third) is True and manager.add_local_shard("c", third) is False
     assert raised(manager.add_local_shard, "c", StorageEngineInMemory()).code == "shard_exists"
-    wait_until(lambda: whole() and settled(manager) and rows(manager)["c"] > 250, "a third for c")
+    wait_for(lambda: whole() and settled(manager) and rows(manager)["c"] > 250, "a third for c")
     assert manager.add_shard("d") is True and manager.add_shard("d") is False
-    wait_until(lambda: whole() and settled(manager) and rows(manager)["d"] > 150, "a quarter for d")
+    wait_for(lambda: whole() and settled(manager) and rows(manager)["d"] > 150, "a quarter for d")
 
     before = rows(manager)
     assert manager.redistribute_data("a", "b") >= 1 and whole()
@@ -176,14 +151,14 @@ print("done")
     assert run(BEGINNING + program, tmp_path) == "done\n"
 
 
-def test_a_manager_of_other_engines_begins_anew(nodes, tmp_path) -> None:
+def test_a_manager_of_other_engines_begins_anew(two_nodes, tmp_path) -> None:
     program = """
 old = engines()
 with ShardingManagerImpl(old) as manager:
     processor = QueryProcessorWithReplication(old["shard_0"], sharding_manager=manager)
     processor.upsert_many([VectorDTO([n, 1.0], id=n) for n in range(50)], "rows")
     manager.add_shard("shard_2", sys.argv[1])
-    wait_until(lambda: settled(manager) and rows(manager)["shard_2"] > 5)
+    wait_for(lambda: settled(manager) and rows(manager)["shard_2"] > 5)
 new = engines()
 with ShardingManagerImpl(new, "round_robin") as manager:
     processor = QueryProcessorWithReplication(new["shard_0"], sharding_manager=manager)
@@ -199,10 +174,10 @@ assert "closed" in str(raised(ShardingManagerImpl, new))
 print("done")
 """
 
-    assert run(BEGINNING + program, tmp_path, nodes[0].base_url) == "done\n"
+    assert run(BEGINNING + program, tmp_path, two_nodes[0].base_url) == "done\n"
 
 
-def test_nodes_are_shards_of_a_program_and_one_that_is_down_is_left_out(nodes, tmp_path) -> None:
+def test_nodes_are_shards_of_a_program_and_one_that_is_down_is_left_out(two_nodes, tmp_path) -> None:
     program = """
 import signal
 storages = engines(1)
@@ -211,30 +186,28 @@ with ShardingManagerImpl(storages, health_check_interval=0.5) as manager:
     processor.upsert_many([VectorDTO([float(n), 1.0], id=n) for n in range(300)], "rows")
     assert manager.add_shard("one", sys.argv[1]) is True and manager.add_shard("one", sys.argv[1]) is False
     assert raised(manager.add_shard, "two", sys.argv[1]).code == "shard_exists"
-    wait_until(lambda: settled(manager) and rows(manager)["one"] > 100)
+    wait_for(lambda: settled(manager) and rows(manager)["one"] > 100)
     assert processor.get_namespace_count("rows") == 300
     assert manager.check_all_shards_health() == {"shard_0": True, "one": True}
     print("spread", flush=True)
-    wait_until(lambda: manager.check_shard_health("one") is False)
+    wait_for(lambda: manager.check_shard_health("one") is False)
     hits = processor.find_similar([150.0, 1.0], 300, "rows")
     assert hits.failed == ["one"] and not hits.complete and 0 < len(hits) < 300
     assert raised(processor.get_namespace_count, "rows").code in ("shard_unavailable", "not_enough_copies")
-    wait_until(lambda: manager.get_shards_for_search("rows") == ["shard_0"])
+    wait_for(lambda: manager.get_shards_for_search("rows") == ["shard_0"])
     for n in range(20):
         assert manager.get_shard_for_vector(VectorDTO([1.0, 1.0])) == "shard_0"
         processor.insert(VectorDTO([1000.0, float(n)]), "rows")
     there = next(n for n in range(300) if manager.get_shard_for_id(n) == "one")
     assert raised(processor.insert, VectorDTO([1.0, 1.0], id=there), "rows").transient
     print("left out", flush=True)
-    wait_until(lambda: manager.check_shard_health("one") and processor.find_similar([1.0, 1.0], 1, "rows").complete)
+    wait_for(lambda: manager.check_shard_health("one") and processor.find_similar([1.0, 1.0], 1, "rows").complete)
     assert processor.get_namespace_count("rows") == 320
     assert manager.remove_shard("one") is True and processor.get_namespace_count("rows") == 320
 print("done", flush=True)
 """
-    from tests.processes.programs import processes_of, start_program
-
-    one, _ = nodes
-    process = start_program(PROGRAM + BEGINNING + program, tmp_path, one.base_url)
+    one, _ = two_nodes
+    process = start_program(LIBRARY + BEGINNING + program, tmp_path, one.base_url)
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "spread\n", process.communicate(timeout=10)
@@ -252,14 +225,14 @@ print("done", flush=True)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_shards_of_a_program_have_replicas_of_their_own_and_levels_hold_for_each(nodes, tmp_path) -> None:
+def test_shards_of_a_program_have_replicas_of_their_own_and_levels_hold_for_each(two_nodes, tmp_path) -> None:
     program = """
 storages = engines()
 with ShardingManagerImpl(storages, health_check_interval=0.5) as shards:
     managers = {label: ReplicationManagerImpl(storages[label], health_check_interval=0.5) for label in storages}
     for (label, manager), url in zip(managers.items(), sys.argv[1:]):
         manager.add_replica(f"of_{label}", url)
-    wait_until(lambda: all(r["member"] for m in managers.values() for r in m.get_replica_info()["replicas"].values()))
+    wait_for(lambda: all(r["member"] for m in managers.values() for r in m.get_replica_info()["replicas"].values()))
     for level in ("one", "quorum", "all"):
         processor = QueryProcessorWithReplication(
             storages["shard_0"], Index("l2"), managers["shard_0"], shards, consistency=level, read_preference="replica"
@@ -279,11 +252,11 @@ with ShardingManagerImpl(storages, health_check_interval=0.5) as shards:
     assert "another" in str(raised(QueryProcessorWithReplication, storages["shard_0"], None, stranger, shards))
     print(shards.get_shard_info()["shards"]["shard_0"]["vector_count"])
 """
-    output = run(BEGINNING + program, tmp_path, *(node.base_url for node in nodes))
+    output = run(BEGINNING + program, tmp_path, *(node.base_url for node in two_nodes))
 
     counts = [
         sum(node.post(f"/count?namespace={name}&partial=true", {}).json()["count"] for name in ("one", "quorum", "all"))
-        for node in nodes
+        for node in two_nodes
     ]
     assert counts[0] == int(output)
     assert sum(counts) == 300

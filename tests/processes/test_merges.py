@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
-import time
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import pytest
 import requests
 
+from tests.processes.at_work import AtWork
 from tests.processes.node import NodeProcess, children_of, wait_for
 
 DIMENSION = 32
@@ -47,17 +47,17 @@ def put(node: NodeProcess, values: np.ndarray, *, start: int) -> None:
             {"id": start + low + number, "values": row.tolist(), "metadata": {"n": start + low + number}}
             for number, row in enumerate(values[low : low + 500])
         ]
-        wait_for(
-            lambda body=body: requests.put(f"{node.base_url}/vectors/batch", json={"vectors": body}, timeout=30).ok,  # type: ignore[misc]
-            timeout_s=30,
-            what="room in the tail",
-        )
+        wait_for(partial(takes, node, body), timeout_s=30, what="room in the tail")
+
+
+def takes(node: NodeProcess, body: list[dict[str, object]]) -> bool:
+    return requests.put(f"{node.base_url}/vectors/batch", json={"vectors": body}, timeout=30).ok
 
 
 def best(values: np.ndarray, query: np.ndarray, alive: np.ndarray) -> list[int]:
     scores = values @ query / np.linalg.norm(values, axis=1)
     scores[~alive] = -np.inf
-    return np.argsort(-scores)[:10].tolist()  # type: ignore[no-any-return]
+    return [int(place) for place in np.argsort(-scores)[:10]]
 
 
 def search(node: NodeProcess, query: np.ndarray, **options: object) -> list[int]:
@@ -67,6 +67,25 @@ def search(node: NodeProcess, query: np.ndarray, **options: object) -> list[int]
     return [hit["id"] for hit in answer.json()]
 
 
+class Searches(AtWork):
+    """An exact search for rows that are there from the beginning, `n` below 4000, again and again: one answer only."""
+
+    def __init__(self, node: NodeProcess, query: np.ndarray, *, expected: list[int]) -> None:
+        self.node, self.query, self.expected = node, query, expected
+        self.answered = 0
+        super().__init__([self._run], ends_within_s=30)
+
+    def wait_for_more(self) -> None:
+        """Wait until some more searches that begin now are answered."""
+        enough = self.answered + 10
+        self._wait(lambda: self.answered > enough, timeout_s=30, missing=lambda: "more answers")
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            assert search(self.node, self.query, exact=True, filter={"n__lt": 4000}) == self.expected
+            self.answered += 1
+
+
 def detail(node: NodeProcess) -> dict[str, int]:
     return dict(node.get("/namespaces", params={"detail": "1"}).json()["namespaces"][0])
 
@@ -74,27 +93,11 @@ def detail(node: NodeProcess) -> dict[str, int]:
 def test_a_load_is_merged_and_indexed_while_workers_are_killed_and_exact_searches_answer_the_truth(
     node: NodeProcess,
 ) -> None:
-    pytest.importorskip("faiss")
     values = rows(12_000)
     alive = np.ones(len(values), dtype=bool)
     query = rows(1, start=99)[0]
     put(node, values[:4000], start=0)
-    stop, wrong, asked = threading.Event(), [], 0
-
-    def searches() -> None:
-        nonlocal asked
-        # The rows searched for are there from the beginning, far from all that comes and goes.
-        while not stop.is_set():
-            found = search(node, query, exact=True, filter={"n__lt": 4000})
-            asked += 1
-            if found != expected:
-                wrong.append(found)
-            time.sleep(0.01)
-
-    expected = best(values[:4000], query, alive[:4000])
-    searcher = threading.Thread(target=searches)
-    searcher.start()
-    try:
+    with Searches(node, query, expected=best(values[:4000], query, alive[:4000])) as searches:
         for start in range(4000, 12_000, 2000):
             put(node, values[start : start + 2000], start=start)
             pool = children_of(node.record["processes"]["tasks"])
@@ -108,11 +111,7 @@ def test_a_load_is_merged_and_indexed_while_workers_are_killed_and_exact_searche
             timeout_s=90,
             what="one segment with an index",
         )
-    finally:
-        stop.set()
-        searcher.join()
-    assert asked > 10
-    assert wrong == []
+        searches.wait_for_more()
     queries = rows(50, start=123)
     hits = [set(search(node, item)) & set(best(values, item, alive)) for item in queries]
     assert sum(map(len, hits)) >= 0.95 * 10 * len(queries)

@@ -296,6 +296,25 @@ def test_the_port_chooses_the_data_dir_unless_one_is_given(monkeypatch) -> None:
     assert os.environ["MLVDB_DATA_DIR"].endswith("/var/8017")
 
 
+@pytest.mark.parametrize(
+    ("argv", "warnings"),
+    [
+        (["--shards", "3"], ["warning: --shards changes nothing without --enable-sharding"]),
+        (["--shards", "3", "--enable-sharding"], []),
+        (["--shards", "3", "--demo"], []),
+        (
+            ["--replica-name", "a", "--enable-replication"],
+            ["warning: --replica-name changes nothing without --enable-replication replica"],
+        ),
+        (["--replica-name", "a", "--enable-replication", "replica"], []),
+    ],
+)
+def test_an_option_that_changes_nothing_alone_is_said(monkeypatch, tmp_path, capsys, argv, warnings) -> None:
+    monkeypatch.setattr(os, "environ", {name: text for name, text in os.environ.items() if "MLVDB_" not in name})
+    command_line.prepare_environment(["manage.py", "serve", "--data-dir", str(tmp_path), *argv])
+    assert capsys.readouterr().err.splitlines() == warnings
+
+
 NOT_THERE = """
 import sys
 from pathlib import Path

@@ -33,12 +33,6 @@ def three() -> Iterator[ReplicationCluster]:
         yield cluster
 
 
-@pytest.fixture(scope="module")
-def history() -> History:
-    """What all tests with three copies wrote."""
-    return History()
-
-
 @pytest.fixture
 def cluster(three: ReplicationCluster) -> Iterator[ReplicationCluster]:
     """The cluster of three, well again after the test."""

@@ -11,8 +11,6 @@ import pytest
 from tests.processes.node import ROOT, NodeProcess, wait_for
 from vectors.client import Client
 
-pytest.importorskip("faiss")
-
 ROWS, DIMENSION = 4_000, 32
 
 _EVERY_SECOND = """

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
-from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -16,19 +14,6 @@ from tests.processes.writers import contents
 
 JOIN_WITHIN_S = 40.0
 PRIMARY = ("--enable-replication",)
-
-
-@pytest.fixture
-def make() -> Iterator[Any]:
-    """Make nodes, not started yet, that end with the test."""
-    with ExitStack() as stack:
-
-        def node(*options: str, **environ: str) -> NodeProcess:
-            process = NodeProcess(options=options, **environ)
-            stack.callback(process.close)
-            return process
-
-        yield node
 
 
 def replica_of(primary: NodeProcess, name: str = "replica_1") -> tuple[str, ...]:

@@ -53,13 +53,6 @@ def clocks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Clock]:
 
 
 @pytest.fixture(scope="module")
-def broker() -> Iterator[RedisServer]:
-    """The broker of the primary."""
-    with RedisServer() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def cluster(clocks: dict[str, Clock], broker: RedisServer) -> Iterator[ReplicationCluster]:
     """A primary and a replica whose clocks can jump."""
     own = {name: clock.settings for name, clock in clocks.items()}

@@ -40,13 +40,6 @@ seeds = count(1)
 
 
 @pytest.fixture(scope="module")
-def broker() -> Iterator[RedisServer]:
-    """The broker of the primary."""
-    with RedisServer() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path | None]:
     """A disk of the replica's own that can be filled; None where this user may not mount one."""
     place = tmp_path_factory.mktemp("disk")
@@ -73,19 +66,6 @@ def running(broker: RedisServer, small_disk: Path | None) -> Iterator[Replicatio
     )
     with cluster:
         yield cluster
-
-
-@pytest.fixture
-def cluster(running: ReplicationCluster) -> Iterator[ReplicationCluster]:
-    """The cluster, well again after each test, whatever it did."""
-    yield running
-    running.heal()
-
-
-@pytest.fixture(scope="module")
-def history() -> History:
-    """What all tests of this module wrote."""
-    return History()
 
 
 @pytest.fixture

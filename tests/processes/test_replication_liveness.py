@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 import requests
 
+from tests.processes.at_work import AtWork
 from tests.processes.clients import Recorder
 from tests.processes.cluster import ReplicationCluster, frozen
 from tests.processes.history import History, Outcome
@@ -33,19 +34,6 @@ def running() -> Iterator[ReplicationCluster]:
 
 
 @pytest.fixture
-def cluster(running: ReplicationCluster) -> Iterator[ReplicationCluster]:
-    """The cluster, well again after each test, whatever it did."""
-    yield running
-    running.heal()
-
-
-@pytest.fixture(scope="module")
-def history() -> History:
-    """What all tests of this module wrote."""
-    return History()
-
-
-@pytest.fixture
 def recorder(cluster: ReplicationCluster, history: History) -> Recorder:
     """What sends single requests, and has written a row that can be read."""
     recorder = Recorder(cluster.nodes, history, timeout_s=5.0)
@@ -53,40 +41,18 @@ def recorder(cluster: ReplicationCluster, history: History) -> Recorder:
     return recorder
 
 
-class InFlight:
+class InFlight(AtWork):
     """Requests that are sent again and again, each from a thread of its own, until the context ends."""
 
     def __init__(self, *requests_: tuple[int, Request]) -> None:
         self.statuses: list[int] = []
-        self.errors: list[BaseException] = []
-        self._stop = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._run, args=(request,), daemon=True)
-            for many, request in requests_
-            for _ in range(many)
-        ]
-
-    def __enter__(self) -> InFlight:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(timeout=20)
-        if exception[0] is None:
-            assert not self.errors, self.errors[0]
-            assert not [thread for thread in self._threads if thread.is_alive()], "a request hangs"
+        jobs = [partial(self._run, request) for many, request in requests_ for _ in range(many)]
+        super().__init__(jobs, ends_within_s=20)
 
     def _run(self, request: Request) -> None:
         with requests.Session() as session:
             while not self._stop.is_set():
-                try:
-                    answer = request(session)
-                except requests.RequestException as error:
-                    self.errors.append(error)
-                    return
+                answer = request(session)
                 self.statuses.append(answer.status_code)
                 if not answer.ok:
                     self._stop.wait(0.1)

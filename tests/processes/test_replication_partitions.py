@@ -12,12 +12,11 @@ from itertools import count
 import pytest
 
 from tests.processes.clients import Clients, Recorder
-from tests.processes.cluster import ReplicationCluster, frozen, kill_all
+from tests.processes.cluster import BUSY, ReplicationCluster, frozen, kill_all
 from tests.processes.fault_proxy import Fault
 from tests.processes.history import History, Outcome, Write
 from tests.processes.node import wait_for
 
-BUSY = {"MLVDB_TAIL_SOFT_BYTES": "100k", "MLVDB_CHECKPOINT_INTERVAL_S": "3", "MLVDB_LEASE_S": "1"}
 SECRET = {"MLVDB_CLUSTER_SECRET": "what the nodes of this test share"}
 
 pytestmark = pytest.mark.timeout(300)
@@ -29,19 +28,6 @@ def running() -> Iterator[ReplicationCluster]:
     """The cluster of this module: three copies, a quorum is two; its nodes sign what they say to each other."""
     with ReplicationCluster(2, proxied=True, **BUSY, **SECRET) as cluster:
         yield cluster
-
-
-@pytest.fixture
-def cluster(running: ReplicationCluster) -> Iterator[ReplicationCluster]:
-    """The cluster, well again after each test, whatever it did."""
-    yield running
-    running.heal()
-
-
-@pytest.fixture(scope="module")
-def history() -> History:
-    """What all tests of this module wrote."""
-    return History()
 
 
 @pytest.fixture

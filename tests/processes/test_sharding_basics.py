@@ -3,30 +3,13 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
-from contextlib import ExitStack
 from typing import Any
-
-import pytest
 
 from tests.processes.node import NodeProcess, wait_for
 
 FILLED_WITHIN_S = 60.0
 SHARDING = ("--enable-sharding",)
 ROWS = 400
-
-
-@pytest.fixture
-def make() -> Iterator[Any]:
-    """Make nodes, not started yet, that end with the test."""
-    with ExitStack() as stack:
-
-        def node(*options: str, **environ: str) -> NodeProcess:
-            process = NodeProcess(options=options, **environ)
-            stack.callback(process.close)
-            return process
-
-        yield node
 
 
 def shards_of(node: NodeProcess) -> dict[str, Any]:

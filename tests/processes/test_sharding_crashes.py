@@ -15,16 +15,14 @@ from itertools import count
 
 import pytest
 
-from tests.processes.cluster import kill_all
+from tests.processes.cluster import BUSY, kill_all
 from tests.processes.fault_proxy import Fault
 from tests.processes.node import NodeProcess, wait_for
 from tests.processes.redis_server import RedisServer
-from tests.processes.sharded_clients import FixedRows, ShardingClients, ShardingRecorder
+from tests.processes.sharded_clients import ShardingClients
 from tests.processes.sharded_cluster import MOVED_WITHIN_S, ShardedCluster
-from tests.processes.sharded_history import ShardingHistory
 from vectors.engine.ids import SLOT_COUNT
 
-BUSY = {"MLVDB_TAIL_SOFT_BYTES": "100k", "MLVDB_CHECKPOINT_INTERVAL_S": "3", "MLVDB_LEASE_S": "1"}
 FIXED_ROWS = 2000
 # Slow enough for every phase to be seen, as each takes some requests; fast enough for it to end.
 LINK_BYTES_PER_S = 400_000
@@ -34,37 +32,11 @@ seeds = count(1)
 
 
 @pytest.fixture(scope="module")
-def broker() -> Iterator[RedisServer]:
-    """The broker of the coordinator."""
-    with RedisServer() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def running(broker: RedisServer) -> Iterator[ShardedCluster]:
     """The cluster of this module."""
     settings = {"coordinator": {"MLVDB_BROKER_URL": broker.url}}
     with ShardedCluster(local=1, remote=2, added=1, proxied=True, settings_of=settings, **BUSY) as cluster:
         yield cluster
-
-
-@pytest.fixture
-def cluster(running: ShardedCluster) -> Iterator[ShardedCluster]:
-    """The cluster, well again after each test, whatever it did."""
-    yield running
-    running.heal()
-
-
-@pytest.fixture(scope="module")
-def recorder(running: ShardedCluster) -> ShardingRecorder:
-    """What sends single requests; its history is that of all tests of this module."""
-    return ShardingRecorder(running.coordinator, ShardingHistory())
-
-
-@pytest.fixture(scope="module")
-def fixed(recorder: ShardingRecorder) -> FixedRows:
-    """Rows that nobody changes, spread over both shards."""
-    return recorder.write_fixed(FIXED_ROWS)
 
 
 def kill_and_start(node: NodeProcess) -> None:

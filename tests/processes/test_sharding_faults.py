@@ -15,16 +15,14 @@ from typing import Any
 
 import pytest
 
-from tests.processes.cluster import frozen, kill_all
+from tests.processes.cluster import BUSY, frozen, kill_all
 from tests.processes.fault_proxy import Fault
 from tests.processes.history import Outcome
 from tests.processes.node import wait_for
-from tests.processes.sharded_clients import SLACK_S, FixedRows, ShardingClients, ShardingRecorder
+from tests.processes.sharded_clients import SLACK_S, ShardingClients
 from tests.processes.sharded_cluster import ShardedCluster
-from tests.processes.sharded_history import ShardingHistory
 from tests.processes.writers import values_of
 
-BUSY = {"MLVDB_TAIL_SOFT_BYTES": "100k", "MLVDB_CHECKPOINT_INTERVAL_S": "3", "MLVDB_LEASE_S": "1"}
 FIXED_ROWS = 1000
 SEARCH_TIMEOUT_S = 1.0
 
@@ -37,26 +35,6 @@ def running() -> Iterator[ShardedCluster]:
     """The cluster of this module."""
     with ShardedCluster(local=1, remote=2, added=1, proxied=True, **BUSY) as cluster:
         yield cluster
-
-
-@pytest.fixture
-def cluster(running: ShardedCluster) -> Iterator[ShardedCluster]:
-    """The cluster, well again after each test, whatever it did."""
-    running.wait_for_health("shard_a", "alive")
-    yield running
-    running.heal()
-
-
-@pytest.fixture(scope="module")
-def recorder(running: ShardedCluster) -> ShardingRecorder:
-    """What sends single requests; its history is that of all tests of this module."""
-    return ShardingRecorder(running.coordinator, ShardingHistory())
-
-
-@pytest.fixture(scope="module")
-def fixed(recorder: ShardingRecorder) -> FixedRows:
-    """Rows that nobody changes, spread over both shards."""
-    return recorder.write_fixed(FIXED_ROWS)
 
 
 @contextlib.contextmanager

@@ -43,6 +43,13 @@ class WithFullReplica(ShardedCluster):
         mine = [(copy["state"], copy["membership"]) for copy in copies if copy["url"] == url]
         return mine == [("following", "member")] * 3
 
+    def fail_over(self) -> None:
+        """Kill the coordinator, have the replica take its place, and wait until it takes writes."""
+        self.coordinator.kill()
+        promoted = self.full.post("/replication/promote", timeout=30)
+        assert promoted.status_code == 200, promoted.text
+        wait_for(lambda: takes_writes(self.full), timeout_s=WITHIN_S, what="writes at the new coordinator")
+
 
 def rows(numbers: range) -> dict[str, Any]:
     return {"vectors": [{"id": number, "values": [number % 7, number % 5, 1.0]} for number in numbers]}
@@ -72,10 +79,7 @@ def test_a_replica_of_all_shards_reads_for_the_coordinator_and_takes_its_place()
         counted = cluster.full.post("/count?namespace=books&consistency=quorum", {}, timeout=20)
         assert counted.json()["count"] == 300, counted.text
 
-        cluster.coordinator.kill()
-        promoted = cluster.full.post("/replication/promote", timeout=30)
-        assert promoted.status_code == 200, promoted.text
-        wait_for(lambda: takes_writes(cluster.full), timeout_s=WITHIN_S, what="writes at the new coordinator")
+        cluster.fail_over()
         write(cluster.full, range(300, 500))
         assert listed(cluster.full) == set(range(500))
         assert set(cluster.full.get("/sharding/info").json()["shards"]) == {"shard_0", "shard_1", "shard_a"}
@@ -105,10 +109,7 @@ def test_a_move_that_was_under_way_is_settled_by_what_the_shards_say() -> None:
         cluster.wait_for_phase(number, "copying", "following", "closing", "switching", "cleaning")
         write(cluster.coordinator, range(1000, 1100), consistency="quorum")
 
-        cluster.coordinator.kill()
-        promoted = cluster.full.post("/replication/promote", timeout=30)
-        assert promoted.status_code == 200, promoted.text
-        wait_for(lambda: takes_writes(cluster.full), timeout_s=WITHIN_S, what="writes at the new coordinator")
+        cluster.fail_over()
 
         write(cluster.full, range(1000, 1200))
         assert listed(cluster.full) == set(range(1200))

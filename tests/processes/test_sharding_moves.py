@@ -11,14 +11,12 @@ from itertools import count
 
 import pytest
 
+from tests.processes.cluster import BUSY
 from tests.processes.fault_proxy import Fault
 from tests.processes.sharded_clients import FixedRows, ShardingClients, ShardingRecorder
 from tests.processes.sharded_cluster import MOVED_WITHIN_S, ShardedCluster
-from tests.processes.sharded_history import ShardingHistory
 from vectors.engine.ids import SLOT_COUNT
 
-# Checkpoints all the time: moves read segments as well as tails, and logs are pruned behind them.
-BUSY = {"MLVDB_TAIL_SOFT_BYTES": "100k", "MLVDB_CHECKPOINT_INTERVAL_S": "3", "MLVDB_LEASE_S": "1"}
 FIXED_ROWS = 3000
 # Longer than it takes a step to begin, or to close, switch and clean.
 LATE_S = 0.6
@@ -32,25 +30,6 @@ def running() -> Iterator[ShardedCluster]:
     """The cluster of this module."""
     with ShardedCluster(local=1, remote=2, added=0, proxied=True, **BUSY) as cluster:
         yield cluster
-
-
-@pytest.fixture
-def cluster(running: ShardedCluster) -> Iterator[ShardedCluster]:
-    """The cluster, well again after each test, whatever it did."""
-    yield running
-    running.heal()
-
-
-@pytest.fixture(scope="module")
-def recorder(running: ShardedCluster) -> ShardingRecorder:
-    """What sends single requests; its history is that of all tests of this module."""
-    return ShardingRecorder(running.coordinator, ShardingHistory())
-
-
-@pytest.fixture(scope="module")
-def fixed(recorder: ShardingRecorder) -> FixedRows:
-    """Rows that nobody changes, spread over all shards."""
-    return recorder.write_fixed(FIXED_ROWS)
 
 
 @pytest.fixture

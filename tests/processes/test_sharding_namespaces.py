@@ -26,14 +26,6 @@ def running() -> Iterator[ShardedCluster]:
         yield cluster
 
 
-@pytest.fixture
-def cluster(running: ShardedCluster) -> Iterator[ShardedCluster]:
-    """The cluster, well again after each test."""
-    running.wait_for_health("shard_a", "alive")
-    yield running
-    running.heal()
-
-
 def put(cluster: ShardedCluster, space: str, rows: int = 40, *, dimension: int = 4) -> requests.Response:
     """Write rows that fall on both shards."""
     vectors = [{"id": number, "values": [float(number)] * dimension} for number in range(rows)]

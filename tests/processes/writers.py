@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import random
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from typing import Any
 
 import requests
 
+from tests.processes.at_work import AtWork
 from tests.processes.node import NodeProcess
 
 DIMENSION = 8
@@ -60,35 +61,23 @@ def hash_of(text: str) -> int:
     return number
 
 
-class Writers:
+class Writers(AtWork):
     """Threads that write, overwrite and delete, alone and in batches, until they are stopped; a context manager."""
 
     def __init__(self, node: NodeProcess, *, threads: int = 4, seed: int = 0, history: History | None = None) -> None:
         self.node = node
         self.history = History() if history is None else history
-        self._stop = threading.Event()
         self._lock = threading.Lock()
-        self._threads = [
-            threading.Thread(target=self._run, args=(number, random.Random(seed * 100 + number)))
-            for number in range(threads)
-        ]
-
-    def __enter__(self) -> Writers:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(timeout=30)
+        jobs = [partial(self._run, number, random.Random(seed * 100 + number)) for number in range(threads)]
+        super().__init__(jobs, ends_within_s=30)
 
     def wait_for(self, acknowledged: int, timeout_s: float = 30.0) -> None:
         """Wait until that many writes were acknowledged in all."""
-        deadline = time.monotonic() + timeout_s
-        while self.history.acknowledged < acknowledged:
-            assert time.monotonic() < deadline, (self.history.acknowledged, self.history.statuses[-5:])
-            self._stop.wait(0.02)
+        self._wait(
+            lambda: self.history.acknowledged >= acknowledged,
+            timeout_s=timeout_s,
+            missing=lambda: f"{self.history.acknowledged} acknowledged; {self.history.statuses[-5:]}",
+        )
 
     def _run(self, number: int, rng: random.Random) -> None:
         session = requests.Session()
