@@ -25,6 +25,7 @@ MIN_ROWS = 10_000
 WRITES_PER_S = 5
 
 _REST_S = 8.0
+_KEPT_S = 15.0
 _LOOK_EVERY_S = 0.1
 _LONGEST_WAIT_S = 900.0
 _RESTING_SHARE = 0.05
@@ -36,12 +37,12 @@ class Served:
     def __init__(self, node: Node, queries: np.ndarray) -> None:
         self.node, self.port = node, node.port
         self._queries = queries
-        self._wire = Wire(node.port)
+        self._wire, self._asked = Wire(node.port), time.perf_counter()
 
     def ask(self, method: str, path: str, document: object = None) -> Any:
         """Send one request and return the JSON of its answer."""
         request = prepared(method, path) if document is None else json_request(method, path, document)
-        status, body = self._wire.ask(request)
+        status, body = self._on_wire(request)
         if status not in (200, 201):
             raise RuntimeError(f"{method} {path}: {status} {body[:500]!r}")
         return json.loads(body) if body else None
@@ -114,8 +115,16 @@ class Served:
         p50, p99 = np.percentile(latencies, [50, 99]) * 1000
         return Load(len(latencies) / seconds, float(p50), float(p99))
 
+    def _on_wire(self, request: bytes) -> tuple[int, bytes]:
+        # A server may close a connection that was idle for long.
+        if time.perf_counter() - self._asked > _KEPT_S:
+            self._wire = Wire(self.port)
+        answer = self._wire.ask(request)
+        self._asked = time.perf_counter()
+        return answer
+
     def _scores(self, request: bytes) -> list[float]:
-        status, body = self._wire.ask(request)
+        status, body = self._on_wire(request)
         if status != 200:
             raise RuntimeError(f"{status} {body[:500]!r}")
         return [hit["score"] for hit in json.loads(body)]
