@@ -66,17 +66,22 @@ def exact_scores(rows: np.ndarray, query: Query) -> np.ndarray:
     """Return the scores of (n, d) float32 rows: (n,) float64, the same bits wherever a row stands."""
     scores = np.empty(len(rows), dtype=np.float64)
     for start in range(0, len(rows), _CHUNK_ROWS):
-        chunk = rows[start : start + _CHUNK_ROWS].astype(np.float64)
+        values = rows[start : start + _CHUNK_ROWS].astype(np.float64)
+        some = scores[start : start + len(values)]
         if query.metric == "l2":
-            np.subtract(chunk, query.exact, out=chunk)
-            scores[start : start + len(chunk)] = np.square(chunk, out=chunk).sum(axis=1)
+            np.subtract(values, query.exact, out=values)
+            np.add.reduce(np.square(values, out=values), axis=1, out=some)
             continue
-        products = (chunk * query.exact).sum(axis=1)
+        np.add.reduce(values * query.exact, axis=1, out=some)
         if query.metric == "cosine":
-            lengths = np.sqrt(np.square(chunk, out=chunk).sum(axis=1) * query.squared_norm)
-            products = np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
-            np.clip(products, -1.0, 1.0, out=products)
-        scores[start : start + len(chunk)] = products
+            lengths = np.add.reduce(np.square(values, out=values), axis=1)
+            lengths *= query.squared_norm
+            np.sqrt(lengths, out=lengths)
+            if not lengths.all():
+                some[lengths == 0.0] = 0.0
+                lengths[lengths == 0.0] = 1.0
+            some /= lengths
+            np.maximum(np.minimum(some, 1.0, out=some), -1.0, out=some)
     return scores
 
 

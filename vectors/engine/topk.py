@@ -5,6 +5,7 @@ Several times cheaper than a partition of all scores, and it keeps every row who
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -68,8 +69,14 @@ def _reaches(values: np.ndarray, floor: float) -> np.ndarray:
     if floor == -np.inf:
         return values > -np.inf
     # The comparison stays in the array's own type; rounding the floor down keeps it a floor.
-    kind = np.finfo(values.dtype)
-    limit = np.asarray(min(max(floor, float(kind.min)), float(kind.max)), dtype=values.dtype)
-    if float(limit) > floor and limit > kind.min:
-        limit = np.nextafter(limit, np.asarray(-np.inf, dtype=values.dtype))
+    kind, lowest, highest = _range_of(values.dtype)
+    limit = kind(min(max(floor, lowest), highest))
+    if float(limit) > floor and float(limit) > lowest:
+        limit = np.nextafter(limit, kind(-np.inf))
     return values >= limit
+
+
+@cache
+def _range_of(dtype: np.dtype) -> tuple[type[np.floating], float, float]:
+    limits = np.finfo(dtype)
+    return dtype.type, float(limits.min), float(limits.max)

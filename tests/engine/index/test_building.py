@@ -9,8 +9,8 @@ import pytest
 
 from tests.engine.index.segments import clustered, indexed, segment, view_of
 from vectors.engine import index
-from vectors.engine.distances import Query
-from vectors.engine.index.scanner import Scanner, train
+from vectors.engine.distances import Metric, Query
+from vectors.engine.index.scanner import Codebook, Scanner, train
 from vectors.engine.search import Wanted, search
 
 
@@ -129,10 +129,36 @@ def test_lists_in_a_file_scan_as_those_in_memory(tmp_path: Path) -> None:
 
     queries = values[:50]
     assert mapped.rows == 2500
-    assert np.array_equal(memory.scan(queries, probes=5, count=30), mapped.scan(queries, probes=5, count=30))
+    every = np.argsort(memory.distances(queries), axis=1)
+    some = np.ascontiguousarray(every[:, :5])
+    assert np.array_equal(memory.scan(queries, some, count=30), mapped.scan(queries, some, count=30))
     chosen = np.packbits(np.arange(2500) % 3 == 0, bitorder="little")
-    rows = mapped.scan(queries, probes=20, count=30, selected=chosen)
+    rows = mapped.scan(queries, every, count=30, selected=chosen)
     assert not (rows % 3).any()
+
+
+def test_cells_that_are_none_are_not_scanned() -> None:
+    values = clustered(2500, 30)
+    codebook = train(values, cells=20, dimensions_per_code=2, by_direction=False, seed=1, threads=1)
+    scanner = Scanner(codebook, "l2")
+    scanner.add(values, threads=1)
+
+    rows = scanner.scan(values[:2], np.array([[3, -1, -1], [4, 5, 6]]), count=2500)
+
+    assert set(rows[0][rows[0] >= 0]) == set(scanner.numbers(3))
+    assert set(rows[1][rows[1] >= 0]) == {row for cell in (4, 5, 6) for row in scanner.numbers(cell)}
+
+
+@pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
+def test_distances_order_cells_as_the_metric_does(metric: Metric) -> None:
+    generator = np.random.default_rng(5)
+    cells = generator.normal(size=(20, 8)).astype(np.float32)
+    queries = generator.normal(size=(30, 8)).astype(np.float32)
+
+    found = Scanner(Codebook(cells, np.zeros((4, 16, 2))), metric).distances(queries)
+
+    goodness = -np.linalg.norm(queries[:, None] - cells, axis=2) if metric == "l2" else queries @ cells.T
+    assert np.array_equal(np.argsort(found, axis=1), np.argsort(-goodness, axis=1))
 
 
 def test_a_file_that_is_no_index_is_refused(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.engine.index.segments import clustered, indexed, segment, view_of
+from vectors.bench.data import random_rows
 from vectors.engine.distances import Metric, Query
 from vectors.engine.filters import Filter, parse_filter
 from vectors.engine.namespace import NamespaceView
@@ -189,3 +190,21 @@ def test_scores_are_exact_whoever_proposed_the_rows(tmp_path: Path) -> None:
         result = search(view, Wanted(query, 10))
         assert result.strategy == "index"
         assert [item.score for item in result.found] == [exact[item.key] for item in result.found]
+
+
+def test_queries_unlike_the_rows_find_what_is_promised_before_any_was_seen(tmp_path: Path) -> None:
+    # Most rows lie between two others, close to both; queries do not.
+    generator = np.random.default_rng(2)
+    alike = random_rows(2600, 96, seed=4)
+    base, asked = alike[:2400], alike[2400:]
+    near = np.argsort(-(base @ base.T), axis=1)[:, 1:5]
+    first = generator.integers(len(base), size=12_000)
+    second = near[first, generator.integers(4, size=len(first))]
+    weight = generator.uniform(0.2, 0.8, size=(len(first), 1)).astype(np.float32)
+    part = segment(np.concatenate((base, weight * base[first] + (1 - weight) * base[second])))
+    indexed(part, tmp_path)
+
+    reached, ways = recall_of(view_of(part), [Query.of(row, "cosine") for row in asked])
+
+    assert reached >= 0.95
+    assert ways == {"index"}

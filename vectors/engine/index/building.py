@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vectors.engine.distances import Metric, Query, is_safe_in_float32
-from vectors.engine.index import layout
-from vectors.engine.index.scanner import Codebook, Scanner, available, train
+from vectors.engine.index import layout, reach
+from vectors.engine.index.scanner import Codebook, Scanner, available, threads_of, train
 from vectors.engine.index.segment_index import CELL_NS, CODE_NS, FETCHED_NS, SegmentIndex, Tuning
 from vectors.engine.index.truth import nearest
 from vectors.engine.index.tuning import LEVELS, Costs, Ranks, settings
@@ -27,16 +27,20 @@ FEWEST_ROWS = 256
 _ROWS_AT_ONCE = 8192
 _ROWS_PER_CELL_TRAINED = 64
 _MOST_CELLS = 16384
-_QUERIES = 512
+_QUERIES = 640
 _QUERIES_OF_SHARES = 128
-_QUERIES_MEASURED = 80
+_QUERIES_OF_CODES = 96
+_QUERIES_MEASURED = 96
 _FEWEST_REAL = 32
 _MARGIN = 0.2
 """Settings are for this share less of the misses that are allowed: a sample may be easier than other queries."""
 
-_NOISE = 1.8
-"""Length of the noise, in lengths of the row: with it rows of sentence embeddings need as many cells as real queries
-do, measured on embeddings as they are, with close copies, and with mixtures of them."""
+_MOVED = 0.75
+"""How far rows are moved to stand for queries, in differences of two others: so the rows themselves say in which
+directions queries lie elsewhere. Measured beside real queries on embeddings as they are, with near copies of them and
+with mixtures, and on made-up rows of few directions: moved rows need at least as many cells as those do."""
+_SHRUNK = 0.72
+"""Moved rows are a third longer, so their distances differ by less than those of queries do."""
 
 _SCORED_NS = 600.0
 _DEPTHS = (10, 100)
@@ -50,13 +54,20 @@ class BuiltIndex:
     """An index as it was built, to be written to a file; `summary` is what is known of it, as JSON types."""
 
     def __init__(
-        self, scanner: Scanner, *, metric: Metric, cells_of_rows: np.ndarray, tunings: Sequence[Tuning]
+        self,
+        scanner: Scanner,
+        *,
+        metric: Metric,
+        cells_of_rows: np.ndarray,
+        tunings: Sequence[Tuning],
+        spread: float,
     ) -> None:
         self.summary: Mapping[str, Any] = {}
         self._scanner = scanner
         self._metric = metric
         self._cells_of_rows = cells_of_rows
         self._tunings = tunings
+        self._spread = spread
 
     def chunks(self) -> Iterator[bytes | memoryview]:
         """Yield the bytes of its file in order."""
@@ -64,6 +75,7 @@ class BuiltIndex:
         document = {
             "metric": self._metric,
             "summary": self.summary,
+            "spread": self._spread,
             "tunings": [tuning.to_document() for tuning in self._tunings],
         }
         arrays = {"cells": codebook.cells, "codes": codebook.codes, "cells_of_rows": self._cells_of_rows}
@@ -97,16 +109,18 @@ def build(
     for cell in range(len(codebook.cells)):
         cells_of_rows[scanner.numbers(cell)] = cell
     tuner = _Tuner(part, metric, scanner, cells_of_rows, queries, generator)
-    tunings = tuner.tunings(recall_target)
+    with threads_of(threads):
+        tunings = tuner.tunings(recall_target)
     if tunings is None:
         return None
-    built = BuiltIndex(scanner, metric=metric, cells_of_rows=cells_of_rows, tunings=tunings)
+    built = BuiltIndex(scanner, metric=metric, cells_of_rows=cells_of_rows, tunings=tunings, spread=tuner.spread)
     working = SegmentIndex(
         scanner,
         metric=metric,
         dimension=part.matrix.shape[1],
         cells_of_rows=cells_of_rows,
         tunings=tunings,
+        spread=tuner.spread,
         summary={},
     )
     built.summary = {
@@ -148,21 +162,25 @@ def _coded(part: FrozenPart, rows: np.ndarray, metric: Metric, padded: int) -> n
 
 
 class _Sample(NamedTuple):
-    """Queries to tune or measure on; the `rows` they were made of are none of their neighbours."""
+    """Queries to tune or measure on; the `rows` they were made of are none of their neighbours.
+
+    Their distances differ by a part only, `shrunk`, of what those of queries do.
+    """
 
     queries: Sequence[Query]
     rows: np.ndarray | None = None
+    shrunk: float = 1.0
 
     def some(self, count: int) -> _Sample:
         """Return about `count` of them."""
         step = max(1, len(self.queries) // count)
-        return _Sample(self.queries[::step], None if self.rows is None else self.rows[::step])
+        return _Sample(self.queries[::step], None if self.rows is None else self.rows[::step], self.shrunk)
 
 
 class _Tuner:
     """Finds the settings of a scanner, from queries whose nearest rows are known.
 
-    Rows of the segment are taken for queries; and the same with noise, since rows may have close copies and lie well
+    Rows of the segment are taken for queries; and the same moved away, since rows may have close copies and lie well
     inside their cells, where queries do not. Real queries are taken as they are.
     """
 
@@ -179,8 +197,9 @@ class _Tuner:
         self._cells_of_rows = cells_of_rows
         self._generator = generator
         chosen = generator.permutation(part.rows)[: _QUERIES + _QUERIES_MEASURED]
-        kept = max(1, len(chosen) // 3)
+        kept = max(1, len(chosen) * _QUERIES_MEASURED // (_QUERIES + _QUERIES_MEASURED))
         self._samples = self._of_rows(np.sort(chosen[kept:]))
+        self.spread = reach.spread_of(scanner.distances(self._padded(self._samples[0].queries)))
         self._kept = self._of_rows(np.sort(chosen[:kept]))
         if real is not None and len(real):
             # What nothing was tuned on is measured; very few are used for both.
@@ -228,11 +247,9 @@ class _Tuner:
         wanted = [level + _MARGIN * (1.0 - level) for level in levels]
         tunings = []
         for depth in _DEPTHS:
-            if min(rank.cells.shape[1] for rank in ranks) < depth and depth > _DEPTHS[0]:
+            if min(rank.reach.shape[1] for rank in ranks) < depth and depth > _DEPTHS[0]:
                 continue
-            reached = settings(
-                ranks, k=depth, cells=len(codebook.cells), limit=_MOST_SCORED, levels=wanted, costs=costs
-            )
+            reached = settings(ranks, k=depth, limit=_MOST_SCORED, levels=wanted, costs=costs)
             found = [setting.promising(level) for level, setting in zip(levels, reached, strict=False)]
             tunings.append(Tuning(k=depth, share=share, settings=found))
         return tunings
@@ -240,25 +257,31 @@ class _Tuner:
     def _ranks(self, sample: _Sample, mask: np.ndarray | None) -> Ranks:
         truth = self._truth(sample, _DEPTHS[-1], mask)
         padded = self._padded(sample.queries)
-        return Ranks(self._cell_ranks(padded, truth, mask), self._code_ranks(padded, truth, mask))
+        all_reach = self._reach(padded, mask, sample.shrunk)
+        of_truth = np.take_along_axis(all_reach, self._cells_of_rows[truth].astype(np.int64), axis=1)
+        step = max(1, len(padded) // _QUERIES_OF_CODES)
+        return Ranks(of_truth, self._code_ranks(np.ascontiguousarray(padded[::step]), truth[::step], mask), all_reach)
 
     def _truth(self, sample: _Sample, depth: int, mask: np.ndarray | None) -> np.ndarray:
         """Return the rows that searches should find, nearest first: (q, depth) int64, fewer where there are no more."""
         return nearest(self._part, sample.queries, depth=depth, leave_out=sample.rows, mask=mask)
 
-    def _cell_ranks(self, padded: np.ndarray, truth: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
-        cells = len(self._scanner.codebook.cells)
-        goodness = self._scanner.towards(padded)
+    def _reach(self, padded: np.ndarray, mask: np.ndarray | None, shrunk: float) -> np.ndarray:
+        """Return the reach of every cell, infinite for those that have none of the rows: (q, c) float32."""
+        distances = self._scanner.distances(padded)
         if mask is not None:
-            goodness[:, np.bincount(self._cells_of_rows[mask], minlength=cells) == 0] = -np.inf
-        ranks = np.empty(goodness.shape, dtype=np.int64)
-        np.put_along_axis(ranks, np.argsort(-goodness, axis=1), np.arange(1, cells + 1)[np.newaxis], axis=1)
-        return np.take_along_axis(ranks, self._cells_of_rows[truth].astype(np.int64), axis=1)
+            cells = distances.shape[1]
+            distances[:, np.bincount(self._cells_of_rows[mask], minlength=cells) == 0] = np.inf
+        cells, ascending = reach.of_cells(distances, self.spread * shrunk)
+        found = np.empty_like(ascending)
+        np.put_along_axis(found, cells, ascending, axis=1)
+        return found
 
     def _code_ranks(self, padded: np.ndarray, truth: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+        cells = len(self._scanner.codebook.cells)
         found = self._scanner.scan(
             padded,
-            probes=len(self._scanner.codebook.cells),
+            np.tile(np.arange(cells), (len(padded), 1)),
             count=min(_MOST_SCORED, self._part.rows),
             selected=None if mask is None else np.packbits(mask, bitorder="little"),
         )
@@ -271,11 +294,14 @@ class _Tuner:
         return ranks
 
     def _of_rows(self, rows: np.ndarray) -> list[_Sample]:
-        values = self._part.matrix[rows]
-        lengths = _NOISE * np.sqrt(self._part.squared_norms[rows] / values.shape[1])[:, np.newaxis]
-        moved = values + (self._generator.normal(size=values.shape) * lengths).astype(np.float32)
+        values = self._rows(rows)
+        first, second = self._generator.integers(self._part.rows, size=(2, len(rows)))
+        moved = values + np.float32(_MOVED) * (self._rows(first) - self._rows(second))
         # Of the harder ones more: the few neighbours that are missed decide.
-        return [_Sample(self._queries(values[::2]), rows[::2]), _Sample(self._queries(moved), rows)]
+        return [_Sample(self._queries(values[::2]), rows[::2]), _Sample(self._queries(moved), rows, _SHRUNK)]
+
+    def _rows(self, rows: np.ndarray) -> np.ndarray:
+        return _coded(self._part, rows, self._metric, self._part.matrix.shape[1])
 
     def _queries(self, values: np.ndarray) -> list[Query]:
         return [Query.of(row, self._metric) for row in values]

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
-_MAGIC = b"MLVIDX\x00\x01"
+_MAGIC = b"MLVIDX\x00\x02"
 _PREFIX = struct.Struct("<8sQ")
 _ALIGNMENT = 64
 _PAGE = 4096

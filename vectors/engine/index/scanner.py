@@ -8,6 +8,7 @@ rows that seem best. The lists of codes may lie in a mapped file: then all proce
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,17 @@ def _faiss() -> Any:
     except ImportError:
         return None
     return faiss
+
+
+@contextmanager
+def threads_of(count: int) -> Iterator[None]:
+    """Let faiss use `count` threads meanwhile: what answers searches uses one."""
+    faiss = _faiss()
+    faiss.omp_set_num_threads(count)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(1)
 
 
 def available() -> bool:
@@ -73,8 +85,7 @@ def train(
     """
     faiss = _faiss()
     dimension = sample.shape[1]
-    faiss.omp_set_num_threads(threads)
-    try:
+    with threads_of(threads):
         clustering = faiss.Kmeans(
             dimension,
             cells,
@@ -91,9 +102,7 @@ def train(
         quantizer.cp.min_points_per_centroid = 1
         quantizer.train(sample[:_ROWS_CODES_TRAINED])
         codes = faiss.vector_to_array(quantizer.centroids).reshape(-1, _CODES, dimensions_per_code)
-        return Codebook(clustering.centroids, codes)
-    finally:
-        faiss.omp_set_num_threads(1)
+    return Codebook(clustering.centroids, codes)
 
 
 def list_bytes(rows: np.ndarray, code_bytes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -108,13 +117,14 @@ class Scanner:
     def __init__(self, codebook: Codebook, metric: Metric) -> None:
         faiss = _faiss()
         self.codebook = codebook
+        self._metric = metric
+        self._cell_norms = np.einsum("ij,ij->i", codebook.cells, codebook.cells)
         kind = faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT
-        # Rows belong to the nearest cell; a query looks for good products in the cells that point its way.
-        self._near = self._towards = _flat(faiss.IndexFlatL2, codebook.cells)
-        if metric != "l2":
-            self._towards = _flat(faiss.IndexFlatIP, codebook.cells)
+        # Rows belong to the nearest cell, whatever a query looks for.
+        self._nearest = faiss.IndexFlatL2(codebook.padded)
+        self._nearest.add(codebook.cells)
         self._index = faiss.IndexIVFPQFastScan(
-            self._towards, codebook.padded, len(codebook.cells), len(codebook.codes), _BITS, kind
+            self._nearest, codebook.padded, len(codebook.cells), len(codebook.codes), _BITS, kind
         )
         faiss.copy_array_to_vector(codebook.codes.reshape(-1), self._index.pq.centroids)
         self._index.is_trained = True
@@ -155,14 +165,8 @@ class Scanner:
 
     def add(self, rows: np.ndarray, *, threads: int) -> None:
         """Code further rows (n, D) float32, numbered on from those before."""
-        faiss = _faiss()
-        faiss.omp_set_num_threads(threads)
-        self._index.quantizer = self._near
-        try:
+        with threads_of(threads):
             self._index.add(np.ascontiguousarray(rows, dtype=np.float32))
-        finally:
-            self._index.quantizer = self._towards
-            faiss.omp_set_num_threads(1)
 
     @property
     def list_rows(self) -> np.ndarray:
@@ -191,49 +195,56 @@ class Scanner:
             room[:rows] = self.numbers(cell)
             yield room.data.cast("B")
 
-    def towards(self, queries: np.ndarray) -> np.ndarray:
-        """Return how good each cell is for queries (n, D) float32: (n, c) float32, greater is nearer."""
-        cells = self.codebook.cells
-        goodness: np.ndarray = queries @ cells.T
-        if self._towards is self._near:
-            goodness *= 2.0
-            goodness -= np.einsum("ij,ij->i", cells, cells)
-        return goodness
+    def distances(self, queries: np.ndarray) -> np.ndarray:
+        """Return how far each cell is from queries (n, D) float32, in lengths of rows: (n, c) float32.
 
-    def scan(self, queries: np.ndarray, *, probes: int, count: int, selected: np.ndarray | None = None) -> np.ndarray:
-        """Return up to `count` rows for each of queries (n, D) float32 from its `probes` nearest cells.
+        For products that is how far the cell lies in the direction of the query, less than 0.
+        """
+        products: np.ndarray = queries @ self.codebook.cells.T
+        if self._metric == "cosine":
+            products *= -1.0
+            return products
+        squares = np.einsum("ij,ij->i", queries, queries)[:, np.newaxis]
+        if self._metric == "ip":
+            products /= -np.sqrt(np.maximum(squares, np.finfo(np.float32).tiny))
+            return products
+        products *= -2.0
+        products += squares
+        products += self._cell_norms
+        np.maximum(products, 0.0, out=products)
+        np.sqrt(products, out=products)
+        return products
+
+    def scan(
+        self,
+        queries: np.ndarray,
+        cells: np.ndarray,
+        *,
+        count: int,
+        selected: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Return up to `count` rows for each of queries (n, D) float32 from its `cells` (n, p) int64; -1 is none.
 
         (n, count) int64, best first as far as codes can tell, -1 where there are no more. `selected` has one bit a row,
         the lowest row in the lowest bit, and leaves the other rows out.
         """
         faiss = _faiss()
+        probes = cells.shape[1]
         if selected is None:
             parameters = self._parameters.get(probes)
             if parameters is None:
                 parameters = self._parameters[probes] = faiss.SearchParametersIVF(nprobe=probes)
         else:
-            selector = faiss.IDSelectorBitmap(self.rows, faiss.swig_ptr(selected))
+            selector = faiss.IDSelectorBitmap(len(selected), faiss.swig_ptr(selected))
             parameters = faiss.SearchParametersIVF(nprobe=probes)
             parameters.sel = selector
+        # What is known of the cells counts for nothing: codes are of rows, not of what is left of them in a cell.
+        distances = np.zeros(cells.shape, dtype=np.float32)
         goodness = np.empty((len(queries), count), dtype=np.float32)
         rows = np.empty((len(queries), count), dtype=np.int64)
-        self._index.search_c(
-            len(queries), faiss.swig_ptr(queries), count, faiss.swig_ptr(goodness), faiss.swig_ptr(rows), parameters
-        )
-        return rows
-
-    def scan_cells(self, query: np.ndarray, cells: np.ndarray, *, count: int, selected: np.ndarray) -> np.ndarray:
-        """Return what `scan` does for one query (1, D) and some `cells` (p,) int64: (count,) int64."""
-        faiss = _faiss()
-        selector = faiss.IDSelectorBitmap(self.rows, faiss.swig_ptr(selected))
-        parameters = faiss.SearchParametersIVF(nprobe=len(cells))
-        parameters.sel = selector
-        distances = np.zeros(len(cells), dtype=np.float32)
-        goodness = np.empty(count, dtype=np.float32)
-        rows = np.empty(count, dtype=np.int64)
         self._index.search_preassigned_c(
-            1,
-            faiss.swig_ptr(query),
+            len(queries),
+            faiss.swig_ptr(queries),
             count,
             faiss.swig_ptr(cells),
             faiss.swig_ptr(distances),
@@ -243,9 +254,3 @@ class Scanner:
             parameters,
         )
         return rows
-
-
-def _flat(kind: Any, rows: np.ndarray) -> Any:
-    index = kind(rows.shape[1])
-    index.add(rows)
-    return index

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from vectors.engine.distances import Query
-from vectors.engine.index import layout
+from vectors.engine.index import layout, reach
 from vectors.engine.index.scanner import Codebook, Scanner, available
 from vectors.engine.index.tuning import Setting
 from vectors.engine.selection import Selection
@@ -61,6 +61,7 @@ class SegmentIndex:
         dimension: int,
         cells_of_rows: np.ndarray,
         tunings: Sequence[Tuning],
+        spread: float,
         summary: Mapping[str, Any],
         nbytes: int = 0,
     ) -> None:
@@ -69,6 +70,7 @@ class SegmentIndex:
         self.summary = summary
         self.nbytes = nbytes
         self._scanner = scanner
+        self._spread = spread
         self._cells_of_rows = cells_of_rows
         self._cells = len(scanner.codebook.cells)
         self._row_bytes = scanner.codebook.code_bytes
@@ -114,9 +116,9 @@ class SegmentIndex:
         [setting] = known
         if setting is None or self._is_dearer(setting, selection):
             return [None] * len(queries)
-        found = self._scanner.scan(
-            self._padded(queries), probes=setting.probes, count=setting.count, selected=selection.bits
-        )
+        padded = self._padded(queries)
+        cells = reach.nearest(self._scanner.distances(padded), self._spread, setting.reach)
+        found = self._scanner.scan(padded, cells, count=setting.count, selected=selection.bits)
         return [_enough(rows, k, selection) for rows in found]
 
     def _from_selected(self, query: Query, *, k: int, recall: float, selection: Selection) -> np.ndarray | None:
@@ -129,15 +131,15 @@ class SegmentIndex:
         if setting is None or self._is_dearer(setting, selection):
             return None
         padded = self._padded([query])
-        order = np.argsort(-self._scanner.towards(padded)[0])
-        order = order[occupied[order]]
+        there = np.flatnonzero(occupied)
+        nearest, probes = reach.nearest_of_one(self._scanner.distances(padded)[0, there], self._spread, setting.reach)
+        order = there[nearest]
         # As many selected rows as the same number of cells has on average: near cells may have few of them.
-        wanted = setting.probes * selection.count / inhabited
+        wanted = probes * selection.count / inhabited
         reached = int(np.searchsorted(np.cumsum(matches[order]), wanted)) + 1
-        cells = np.ascontiguousarray(order[: max(setting.probes, reached)])
-        bits = selection.bits
-        assert bits is not None, "not all rows are selected"
-        return _enough(self._scanner.scan_cells(padded, cells, count=setting.count, selected=bits), k, selection)
+        cells = order[np.newaxis, : max(probes, reached)]
+        [rows] = self._scanner.scan(padded, cells, count=setting.count, selected=selection.bits)
+        return _enough(rows, k, selection)
 
     def _is_dearer(self, setting: Setting, selection: Selection) -> bool:
         """Whether scoring all selected rows costs less than asking the index."""
@@ -170,7 +172,8 @@ class SegmentIndex:
         if k > upper:
             # Beyond what was tuned the rows lie in more cells, by experience with the root of their number.
             grown = k / upper
-            return self._bounded(recall, last.probes * grown**0.5, last.count * grown)
+            farther = last.reach + 0.5 * float(np.log(grown))
+            return self._bounded(recall, farther, last.probes * grown**0.5, last.count * grown)
         weight = np.log(k / lower) / np.log(upper / lower) if upper > lower else 0.0
         return self._between(recall, first, last, weight)
 
@@ -193,12 +196,13 @@ class SegmentIndex:
     def _between(self, recall: float, first: Setting, last: Setting, weight: float) -> Setting:
         return self._bounded(
             recall,
+            first.reach * (1 - weight) + last.reach * weight,
             first.probes ** (1 - weight) * last.probes**weight,
             first.count ** (1 - weight) * last.count**weight,
         )
 
-    def _bounded(self, recall: float, probes: float, count: float) -> Setting:
-        return Setting(recall, min(self._cells, int(np.ceil(probes))), min(self.rows, int(np.ceil(count))))
+    def _bounded(self, recall: float, reach: float, probes: float, count: float) -> Setting:
+        return Setting(recall, reach, min(self._cells, int(np.ceil(probes))), min(self.rows, int(np.ceil(count))))
 
     def _padded(self, queries: Sequence[Query]) -> np.ndarray:
         if len(queries) == 1 and self._scanner.codebook.padded == self.dimension:
@@ -234,6 +238,7 @@ def open_index(path: Path) -> SegmentIndex:
             dimension=int(document["summary"]["dimension"]),
             cells_of_rows=cells_of_rows,
             tunings=[Tuning.from_document(item) for item in document["tunings"]],
+            spread=float(document["spread"]),
             summary=document["summary"],
             nbytes=found.size,
         )
