@@ -13,7 +13,7 @@ from vectors import measuring
 from vectors.errors import MLVectorDBError, ShardDamaged
 from vectors.models import ShardHead
 from vectors.runtime import release_memory
-from vectors.services import merge_request, recall_measure_request
+from vectors.services import checkpoint_request, merge_request, recall_measure_request
 from vectors.store.checkpoint import checkpoint_due, checkpoint_run
 from vectors.store.merging import merge_due, merge_run
 
@@ -105,11 +105,14 @@ def checkpoint_sweep() -> None:
 
 def _checkpoint(head: ShardHead) -> None:
     try:
-        checkpoint_run(head.uid, owner=lease_owner())
+        result = checkpoint_run(head.uid, owner=lease_owner())
     except ShardDamaged as error:
         logger.warning("checkpoint_refused shard=%s reason=%s", head.label, error.message)
         return
     head.refresh_from_db()
+    if result is not None and checkpoint_due(head):
+        # What came meanwhile is beyond the limit already, and after a load's last write nobody else would ask for it.
+        checkpoint_request(head.uid, if_due=True)
     if merge_due(head):
         merge_request(head.uid)
 

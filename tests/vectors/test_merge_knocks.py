@@ -146,3 +146,25 @@ def test_a_long_tail_that_gets_no_entry_is_told(shard, batch, settings, wait_for
     runtime.runtime().shard(shard.head.pk).on_rest = lambda uid, seq: told.append((uid, seq))
     wait_for(lambda: told)
     assert told == [(shard.head.uid, ShardHead.objects.get().last_seq)]
+
+
+def test_a_checkpoint_asks_for_the_next_where_the_tail_has_grown_beyond_its_limit_meanwhile(
+    shard, batch, settings, monkeypatch
+):
+    asked = []
+    monkeypatch.setattr(tasks, "checkpoint_request", lambda uid, *, if_due: asked.append((uid, if_due)))
+    settings.MLVDB_TAIL_SOFT_BYTES = 1024
+    run = tasks.checkpoint_run
+
+    def written_meanwhile(uid, *, owner):
+        result = run(uid, owner=owner)
+        shard.queries.upsert_many(batch(500, 100, dimension=4), namespace="a")
+        return result
+
+    shard.queries.upsert_many(batch(0, 100, dimension=4), namespace="a")
+    monkeypatch.setattr(tasks, "checkpoint_run", written_meanwhile)
+    tasks.checkpoint_shard(shard.head.uid)
+    assert asked == [(shard.head.uid, True)]
+    monkeypatch.setattr(tasks, "checkpoint_run", run)
+    tasks.checkpoint_shard(shard.head.uid)
+    assert asked == [(shard.head.uid, True)]
