@@ -108,7 +108,7 @@ def build(
     cells_of_rows = np.empty(part.rows, dtype=np.uint16)
     for cell in range(len(codebook.cells)):
         cells_of_rows[scanner.numbers(cell)] = cell
-    tuner = _Tuner(part, metric, scanner, cells_of_rows, queries, generator)
+    tuner = _Tuner(part, metric, scanner, cells_of_rows, queries, generator, threads=threads)
     with threads_of(threads):
         tunings = tuner.tunings(recall_target)
     if tunings is None:
@@ -192,8 +192,11 @@ class _Tuner:
         cells_of_rows: np.ndarray,
         real: np.ndarray | None,
         generator: np.random.Generator,
+        *,
+        threads: int,
     ) -> None:
         self._part, self._metric, self._scanner = part, metric, scanner
+        self._threads = threads
         self._cells_of_rows = cells_of_rows
         self._generator = generator
         chosen = generator.permutation(part.rows)[: _QUERIES + _QUERIES_MEASURED]
@@ -264,7 +267,7 @@ class _Tuner:
 
     def _truth(self, sample: _Sample, depth: int, mask: np.ndarray | None) -> np.ndarray:
         """Return the rows that searches should find, nearest first: (q, depth) int64, fewer where there are no more."""
-        return nearest(self._part, sample.queries, depth=depth, leave_out=sample.rows, mask=mask)
+        return nearest(self._part, sample.queries, depth=depth, leave_out=sample.rows, mask=mask, threads=self._threads)
 
     def _reach(self, padded: np.ndarray, mask: np.ndarray | None, shrunk: float) -> np.ndarray:
         """Return the reach of every cell, infinite for those that have none of the rows: (q, c) float32."""

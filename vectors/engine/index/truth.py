@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -19,13 +20,36 @@ def nearest(
     depth: int,
     leave_out: np.ndarray | None = None,
     mask: np.ndarray | None = None,
+    threads: int = 1,
 ) -> np.ndarray:
     """Return the `depth` nearest rows of each query, nearest first, as float32 products rank them: (q, depth) int64.
 
-
     `leave_out` (q,) is one row for each query that is none of its neighbours: itself. `mask` (rows,) bool says which
-    rows count.
+    rows count. Up to `threads` threads share the queries: products are of one thread in every process of a node.
     """
+    shares = [share for share in np.array_split(np.arange(len(queries)), threads) if len(share)]
+    with ThreadPoolExecutor(max_workers=max(1, len(shares))) as pool:
+        found = pool.map(
+            lambda share: _nearest(
+                part,
+                queries[share[0] : share[-1] + 1],
+                depth=depth,
+                leave_out=None if leave_out is None else leave_out[share],
+                mask=mask,
+            ),
+            shares,
+        )
+        return np.concatenate(list(found))
+
+
+def _nearest(
+    part: FrozenPart,
+    queries: Sequence[Query],
+    *,
+    depth: int,
+    leave_out: np.ndarray | None,
+    mask: np.ndarray | None,
+) -> np.ndarray:
     there = part.rows if mask is None else int(np.count_nonzero(mask))
     depth = max(1, min(depth, there - (leave_out is not None)))
     best = np.full((len(queries), 0), -np.inf, dtype=np.float32)
