@@ -225,6 +225,9 @@ def _note_failure(errand: _Errand, error: MLVectorDBError) -> None:
     words = words_of(error)
     code = error.peer_code if isinstance(error, PeerRejected) else error.code
     label = errand.document.label
+    if isinstance(error, PeerRejected) and code == "stale_epoch" and _is_late(errand, error):
+        logger.info("assignment_late shard=%s epoch=%d", label, errand.document.epoch)
+        return
     rows = Shard.objects.filter(pk=errand.shard_id)
     is_news = not rows.filter(last_error=words).exists()
     rows.update(attempts=F("attempts") + 1, last_error=words, last_error_at=timezone.now())
@@ -240,6 +243,14 @@ def _note_failure(errand: _Errand, error: MLVectorDBError) -> None:
         failover_knock(errand.shard_id)
     elif code in SHARD_REFUSALS:
         _note_refused(errand, words)
+
+
+def _is_late(errand: _Errand, error: PeerRejected) -> bool:
+    """Whether a newer document of this same registry was there first, which is nobody's failure."""
+    known, reign = error.peer_detail.get("epoch"), error.peer_detail.get("reign", 0)
+    if errand.document.released or type(known) is not int or type(reign) is not int or reign > errand.document.reign:
+        return False
+    return errand.document.epoch < known < 2**62 and Topology.objects.filter(epoch__gte=known).exists()
 
 
 def _note_refused(errand: _Errand, words: str) -> None:
@@ -263,7 +274,7 @@ def _note_outrun(errand: _Errand, error: PeerRejected) -> None:
         alarm_raise(action="deposed", subject=errand.document.label, detail={"message": error.peer_message})
         return
     with registry_change(actor=TASK, action="epoch_outrun", subject=errand.document.label) as change:
-        # A document that came after a newer one of this same registry was only late.
+        # It may have been raised meanwhile.
         if change.topology.epoch >= known:
             raise Unchanged
         change.before = {"epoch": change.topology.epoch}

@@ -401,6 +401,30 @@ def test_an_assignment_that_comes_after_a_newer_one_was_only_late(one_shard: Sha
     assert not ClusterEvent.objects.filter(action="epoch_outrun").exists()
 
 
+def test_an_assignment_that_a_newer_one_overtook_is_no_failure(
+    one_shard: ShardHead, nodes: Nodes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    node = nodes()
+    shard, _, _ = shard_add(label="shard_r", url=node.url, rebalance=False, actor="test")
+    epoch = topology().epoch
+    node.refusal = (409, "stale_epoch", {"epoch": epoch + 1})
+    note = sharding_assignments._note_failure
+
+    def after_a_newer_one(errand: Any, error: Any) -> None:
+        monkeypatch.setattr(sharding_assignments, "_note_failure", note)
+        shard_add(label="shard_2", rebalance=False, actor="test")
+        assert topology().epoch == epoch + 1
+        note(errand, error)
+
+    monkeypatch.setattr(sharding_assignments, "_note_failure", after_a_newer_one)
+
+    assignments_push()
+
+    shard.refresh_from_db()
+    assert (shard.attempts, shard.last_error) == (0, "")
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
 @pytest.mark.parametrize("code", ["wrong_cluster", "shard_lost"])
 def test_a_shard_that_refuses_although_it_has_rows_is_an_alarm(one_shard: ShardHead, nodes: Nodes, code: str) -> None:
     node = nodes()

@@ -45,7 +45,8 @@ class History:
     @property
     def acknowledged(self) -> int:
         """How many writes were acknowledged."""
-        return sum(attempt.acknowledged for attempts in self.attempts.values() for attempt in attempts)
+        # Writers add to both meanwhile.
+        return sum(attempt.acknowledged for attempts in list(self.attempts.values()) for attempt in list(attempts))
 
 
 def values_of(row_id: str, version: int) -> list[float]:
