@@ -336,9 +336,10 @@ class Runtime:
     def _look_after_shard(self, head: log.Head) -> None:
         shard = self.shard(head.shard_id)
         shard.caught_up(head, timeout_s=settings.MLVDB_IDLE_CATCH_UP_S if shard.is_open else 3600.0)
+        # First: a new engine may take seconds to open, while which nobody would ask for the next checkpoint.
+        shard.look_for_rest(head)
         if shard.swap():
             release_memory()
-        shard.look_for_rest(head)
 
 
 _runtime: Runtime | None = None
