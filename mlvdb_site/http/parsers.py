@@ -31,6 +31,9 @@ _LENGTH = re.compile("[0-9]{1,20}").fullmatch
 _permits: SimpleQueue[None] = SimpleQueue()
 for _ in range(max(1, settings.MLVDB_THREADS - 2)):
     _permits.put(None)
+# Whether somebody waited for a permit in vain, and none has come back since. Those who come now do not wait too: one
+# after the other they would take the threads that are kept free, for half a second each.
+_stalled = False
 
 
 def read_body(request: HttpRequest, *, limit: int | None = None) -> bytes:
@@ -159,7 +162,7 @@ def _read_announced(request: HttpRequest, text: str, limit: int) -> bytes:
     try:
         body = request.read(length)
     finally:
-        _permits.put(None)
+        _give_permit_back()
     if len(body) < length:
         raise RequestError(f"the body ended after {len(body)} of {length} bytes", code="incomplete_body", field="body")
     return body
@@ -176,18 +179,26 @@ def _read_chunked(stream: IO[bytes], limit: int) -> bytes:
                 raise _too_large(limit)
             pieces.append(piece)
     finally:
-        _permits.put(None)
+        _give_permit_back()
     return b"".join(pieces)
 
 
 def _take_permit() -> None:
-    """Take one of `_permits`, to be put back by the caller; raise RequestError when there is none to be had."""
+    """Take one of `_permits`, to be given back by the caller; raise RequestError when there is none to be had."""
+    global _stalled
     try:
-        _permits.get(timeout=_WAIT_TO_READ_S)
+        _permits.get(block=not _stalled, timeout=_WAIT_TO_READ_S)
     except Empty:
+        _stalled = True
         raise RequestError(
             "this worker waits for the bodies of too many other requests", code="busy", status=503, retry_after_s=1
         ) from None
+
+
+def _give_permit_back() -> None:
+    global _stalled
+    _permits.put(None)
+    _stalled = False
 
 
 def _too_large(limit: int) -> RequestError:

@@ -37,7 +37,8 @@ def running() -> Iterator[ReplicationCluster]:
 def recorder(cluster: ReplicationCluster, history: History) -> Recorder:
     """What sends single requests, and has written a row that can be read."""
     recorder = Recorder(cluster.nodes, history, timeout_s=5.0)
-    assert recorder.write("primary", ["known"], level="all").outcome is Outcome.ACKNOWLEDGED
+    # Each worker of the primary finds out for itself that a replica which was stopped before answers again.
+    wait_for(lambda: recorder.write("primary", ["known"], level="all").outcome is Outcome.ACKNOWLEDGED, timeout_s=30)
     return recorder
 
 

@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -109,11 +109,15 @@ def test_every_fault_of_a_link_has_its_error_and_passes(
         link.close()
 
 
-def test_bodies_that_never_end_leave_a_node_alive_to_its_peers(shared_node: NodeProcess, calls: PeerClient) -> None:
+def test_bodies_that_never_end_leave_a_node_alive_to_its_peers(
+    make: Callable[..., NodeProcess], calls: PeerClient
+) -> None:
+    # With one worker all of them surely wait in the process that is asked.
+    node = make(MLVDB_WORKERS="1").start()
     stalled = []
     try:
         for _ in range(40):
-            sock = socket.create_connection(("127.0.0.1", shared_node.port))
+            sock = socket.create_connection(("127.0.0.1", node.port))
             sock.sendall(
                 b"PUT /cluster/node/placement HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
                 b"X-MLVDB-Node: 0123456789abcdef0123456789abcdef\r\nContent-Length: 1000\r\n\r\n{"
@@ -121,7 +125,7 @@ def test_bodies_that_never_end_leave_a_node_alive_to_its_peers(shared_node: Node
             stalled.append(sock)
 
         for _ in range(10):
-            assert calls.call(shared_node.base_url, "GET", "/cluster/node/alive", timeout_s=5).status == 204
+            assert calls.call(node.base_url, "GET", "/cluster/node/alive", timeout_s=5).status == 204
     finally:
         for sock in stalled:
             sock.close()
