@@ -167,7 +167,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("MLVDB_PIN_S", number, 600.0, "Time without a sign of its holder after which a pin on log and files is ignored.", minimum=0.2),
     Setting("MLVDB_LOG_RETENTION_BYTES", size_bytes, 1024 * MIB, "Log bytes kept beyond a checkpoint for replicas that are behind; a replica behind that gets a full sync.", minimum=0),
     Setting("MLVDB_INDEX_MIN_ROWS", whole, 10_000, "Rows from which on a segment gets an index; smaller ones are searched exactly.", minimum=100),
-    Setting("MLVDB_INDEX_THREADS", whole, 2, "Threads that build an index, at low priority.", minimum=1),
+    Setting("MLVDB_INDEX_THREADS", whole, 2, "Merges and builds of indexes at work side by side, and the threads that they share, at low priority.", minimum=1),
     Setting("MLVDB_RECALL_SAMPLES", whole, 200, "Recent queries kept of each namespace that has an index or may get one; indexes are tuned and their recall is measured with them. 0: none are kept.", minimum=0, maximum=10_000),
     # Replication: the flags of `serve`.
     Setting("MLVDB_ENABLE_REPLICATION", str, "", "primary: this node may have replicas; replica: it registers itself with MLVDB_PRIMARY_URL. What the data dir holds wins.", choices=("primary", "replica")),

@@ -20,11 +20,18 @@ from vectors.engine.distances import Query
 from vectors.engine.filters import parse_filter
 from vectors.engine.operations import NamespacePut, encode
 from vectors.models import Lease, Namespace, ShardHead
-from vectors.store import log, merge_commit, merging, recovery
+from vectors.store import log, merge_commit, merge_steps, merging, recovery
 from vectors.store.checkpoint import checkpoint_run
 from vectors.store.verify import verify_shard
 
 MERGES = ["no merge", "no merge", "merge", "merge", "merge_write", "deletions_write", "commit", "_list", "clean"]
+PLACES = {
+    "merge_write": merge_steps,
+    "deletions_write": merge_steps,
+    "commit": merging,
+    "_list": merge_commit,
+    "clean": merge_commit,
+}
 BETWEEN = ["nothing", "tail", "tail", "checkpoint"]
 SERVED = ["late", "applied", "applied", "swapped", "swapped"]
 
@@ -125,8 +132,8 @@ def merge(head, item, append):
 
         patch.setattr(merging, "commit", after)
         if item.merge != "merge":
-            patch.setattr(merge_commit if item.merge in ("_list", "clean") else merging, item.merge, die)
-            patch.setattr(merging, "discard", lambda *args: None)
+            patch.setattr(PLACES[item.merge], item.merge, die)
+            patch.setattr(merge_steps, "discard", lambda *args: None)
         try:
             merging.merge_run(head.uid, owner="test", rest_s=0)
         except Crash:

@@ -157,6 +157,34 @@ def test_an_index_is_made_where_there_is_none_or_one_for_less(record, target, an
     assert planned([record], target=target, anew={record.uid} if anew else (), indexing=False) is None
 
 
+def test_where_some_have_an_index_the_others_get_theirs_before_all_are_merged():
+    indexed = [segment(50_000, indexed=0.99) for _ in range(3)]
+    fresh = segment(50_000)
+    assert planned([*indexed, fresh]).segment is fresh
+    assert uids(planned([*indexed, segment(50_000, indexed=0.99)]).sources) > uids(indexed)
+    # What is too small for an index, or cannot have one, is waited for by nobody.
+    small, hopeless = segment(900), segment(50_000, unindexed={"recall_target": 0.99})
+    assert uids(planned([*indexed, hopeless, small]).sources) == uids([*indexed, hopeless, small])
+    assert uids(planned([*indexed, fresh], indexing=False).sources) == uids([*indexed, fresh])
+
+
+def test_indexed_segments_that_are_enough_do_not_wait_for_others_and_too_many_wait_no_longer():
+    indexed = [segment(50_000, indexed=0.99) for _ in range(4)]
+    fresh = [segment(50_000) for _ in range(4)]
+    assert uids(planned([*indexed, fresh[0]]).sources) == uids(indexed)
+    assert uids(planned([*indexed, *fresh]).sources) == uids([*indexed, *fresh])
+
+
+def test_busy_segments_are_as_good_as_not_there():
+    planner = Planner(Tiers(4, 4096 * MIB), 10_000, {"u": 0.99})
+    full = [segment(50_000) for _ in range(4)]
+    busy = {full[0].uid, full[1].uid}
+    step = planner.next_step(manifest_of(full), rested=True, busy=busy)
+    assert isinstance(step, Indexing)
+    assert step.segment.uid not in busy
+    assert planner.next_step(manifest_of(full), rested=True, busy=uids(full)) is None
+
+
 def test_a_namespace_that_has_ended_is_left_alone():
     planner = Planner(Tiers(4, 4096 * MIB), 10_000, {})
     assert planner.next_step(manifest_of([segment(50_000) for _ in range(5)]), rested=True) is None

@@ -12,7 +12,7 @@ from tests.vectors.merges import before_commit, directory_of, intact, load, rows
 from vectors.engine import ids
 from vectors.errors import LeaseLost, ShardDamaged, StorageBusy, StorageFull
 from vectors.models import Manifest, ShardHead
-from vectors.store import cleaning, leases, merge_commit, merge_writing, merging, segment_writing
+from vectors.store import cleaning, leases, merge_commit, merge_steps, merge_writing, merging, segment_writing
 from vectors.store.merging import merge_due
 from vectors.store.verify import verify_shard
 
@@ -321,7 +321,7 @@ def test_a_merge_that_surely_was_not_listed_leaves_no_files(shard, batch, monkey
     def delete_and_fill_up():
         shard.queries.delete(namespace="a", keys=[ids.key_of(3)])
         shard.checkpoint()
-        monkeypatch.setattr(merging, "deletions_write", full)
+        monkeypatch.setattr(merge_steps, "deletions_write", full)
 
     with monkeypatch.context():
         before_commit(monkeypatch, delete_and_fill_up)

@@ -3,7 +3,8 @@
 Segments are sorted by size into tiers that grow by MLVDB_SEGMENT_TIER, the smallest of 4 MiB. A tier that has as many
 segments as that is full and becomes one segment, with all that are smaller. So of n bytes of rows there are never more
 than (MLVDB_SEGMENT_TIER - 1) × (log n + 2) segments, the logarithm to that base of n in units of 4 MiB, beside those
-beyond MLVDB_SEGMENT_MAX_BYTES, of which there are at most n / MLVDB_SEGMENT_MAX_BYTES (`Tiers.bound`). A row is written
+beyond MLVDB_SEGMENT_MAX_BYTES, of which there are at most n / MLVDB_SEGMENT_MAX_BYTES (`Tiers.bound`), beside those
+that a step is about, and beside up to MLVDB_SEGMENT_TIER more while indexes are made. A row is written
 again once for each tier it rises to, so log n + 1 times at most; before it leaves the smallest tier, 4 MiB at most are
 written again for each MLVDB_SEGMENT_TIER - 1 checkpoints. Merging at rest leaves one segment with four fifths of the
 rows or more, and so writes a row five times at most while a namespace grows, on top of its tiers.
@@ -26,6 +27,8 @@ from vectors.store.segment_files import SegmentRecord
 SMALLEST_TIER_BYTES = 4 * 1024 * 1024
 _DEAD_SHARE = 0.3
 _LARGEST_SHARE = 0.8
+_MOST_WAITING = 2
+"""Times as many segments as fill a tier wait for indexes at most."""
 _ROW_OVERHEAD_BYTES = 64
 
 
@@ -90,6 +93,11 @@ class Merging:
     sources: tuple[SegmentRecord, ...]
     at_rest: bool = False
 
+    @property
+    def segments(self) -> Sequence[SegmentRecord]:
+        """The segments it is about."""
+        return self.sources
+
 
 @dataclass(frozen=True, slots=True)
 class Indexing:
@@ -97,6 +105,11 @@ class Indexing:
 
     spec: NamespaceSpec
     segment: SegmentRecord
+
+    @property
+    def segments(self) -> Sequence[SegmentRecord]:
+        """The segments it is about."""
+        return (self.segment,)
 
 
 Step = Merging | Indexing
@@ -116,17 +129,23 @@ class Planner:
     anew: Collection[str] = ()
     indexing: bool = True
 
-    def next_step(self, manifest: ManifestRecord, *, rested: bool) -> Step | None:
+    def next_step(self, manifest: ManifestRecord, *, rested: bool, busy: Collection[str] = frozenset()) -> Step | None:
         """Return the next step, None when there is nothing to do; merging at rest only where the log has `rested`.
 
-        Merging comes before indexing, so that nothing is indexed that is about to go, and small steps before large.
+        Merging comes before indexing, so that nothing is indexed that is about to go, and small steps before large. But
+        where indexed segments and others would become one with an index of all, the others get theirs first: their rows
+        would be searched exactly until that is made.
+        `busy` segments, by uid, are as good as not there: another step is about them.
         """
         spaces = [
-            NamespaceRecord(replace(record.spec, recall_target=self.targets[uid]), record.segments)
+            NamespaceRecord(
+                replace(record.spec, recall_target=self.targets[uid]),
+                [segment for segment in record.segments if segment.uid not in busy],
+            )
             for uid, record in manifest.namespaces.items()
             if uid in self.targets
         ]
-        merges = [(space.spec, self.tiers.to_merge(space.segments)) for space in spaces]
+        merges = [(space.spec, self._to_merge(space)) for space in spaces]
         step = _smallest(merges, at_rest=False)
         if step is not None:
             return step
@@ -141,6 +160,14 @@ class Planner:
         if not rested:
             return None
         return _smallest([(space.spec, self.tiers.at_rest(space.segments)) for space in spaces], at_rest=True)
+
+    def _to_merge(self, space: NamespaceRecord) -> list[SegmentRecord]:
+        chosen = self.tiers.to_merge(space.segments)
+        if not any(segment.index is not None for segment in chosen) or len(chosen) >= _MOST_WAITING * self.tiers.factor:
+            return chosen
+        target = space.spec.recall_target
+        waiting = {segment.uid for segment in chosen if segment.index is None and self.wants_index(segment, target)}
+        return self.tiers.to_merge([segment for segment in space.segments if segment.uid not in waiting])
 
     def wants_index(self, segment: SegmentRecord, target: float) -> bool:
         """Whether an index is to be made for a segment: it has none, or one tuned for less than the target."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,11 +74,12 @@ def index_write(
     token: int,
     wish: int,
     is_new: bool,
+    threads: Callable[[], int],
 ) -> SegmentRecord:
     """Make an index for a segment in the namespace's `directory`; return the segment's record with it.
 
     Where no setting reaches the target, or none can be made, the record says so, and is not tried again for the same.
-    `wish` is the newest wish that this heeds.
+    `wish` is the newest wish that this heeds, `threads` says how many threads it may use as it goes on.
     `is_new`: the segment was written just now, and need not be read to be checked. Raise CorruptSegment, OSError.
     """
     where = directory / record.uid
@@ -94,7 +95,7 @@ def index_write(
             metric=spec.metric,
             recall_target=spec.recall_target,
             queries=queries,
-            threads=settings.MLVDB_INDEX_THREADS,
+            threads=threads,
         )
     except (RuntimeError, ValueError, MemoryError, ArithmeticError) as error:
         # A segment without an index answers all the same; what fails once would fail again and again.

@@ -1,7 +1,8 @@
 """Merges: of the segments of a shard fewer and larger ones are made, and indexes for them, beside all other work.
 
-Preconditions: the node's merge lock (one merge at a time: it takes processors, memory and disk), then the shard's merge
-lease. A step is planned from the newest manifest (`merge_plan`). Then, each safe to lose to a crash:
+Preconditions: the node's merge lock (one run at a time: it takes processors, memory and disk), then the shard's merge
+lease. A step is planned from the newest manifest (`merge_plan`). Up to MLVDB_INDEX_THREADS steps are at work side by
+side, about different segments each; what they have made is committed by one thread. Then, each safe to lose to a crash:
 1. the sources are opened as the manifest lists them, without the log, and their living rows written as a new segment;
 2. where a source had an index, the new one is built and written beside it: no row that had an index is ever without;
 3. under the checkpoint lease, which is waited for: if the newest manifest still lists every source, what was deleted
@@ -21,14 +22,12 @@ import logging
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 from django.conf import settings
 
 from vectors.engine import index
-from vectors.engine.namespace import NamespaceSpec
 from vectors.errors import CorruptSegment, MLVectorDBError, StorageBusy
 from vectors.models import IndexRequest, Manifest, Namespace, ShardHead
 from vectors.recall import requests
@@ -37,16 +36,17 @@ from vectors.store import leases, log, recovery
 from vectors.store.faults import storage_faults
 from vectors.store.file_lock import file_locked
 from vectors.store.index_files import index_is_good
-from vectors.store.low_priority import at_low_priority
 from vectors.store.manifests import ManifestRecord, read_manifest, segment_directory
-from vectors.store.merge_commit import Change, StepVoid, commit, newest, same_segments
-from vectors.store.merge_plan import Indexing, Merging, Planner, Step, Tiers
-from vectors.store.merge_writing import Merged, deletions_write, discard, index_write, merge_write
+from vectors.store.merge_commit import StepVoid, commit, newest
+from vectors.store.merge_plan import Merging, Planner, Step, Tiers
+from vectors.store.merge_steps import Making
+from vectors.store.merge_works import Work, Works
 from vectors.store.segment_files import SegmentRecord
 
 logger = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 0.1
+_LOOK_FOR_MORE_S = 0.25
 _ATTEMPTS = 5
 
 
@@ -117,50 +117,6 @@ def merge_run(
         return _Run(head, lease, rest_s=None if tiers_alone else wait_s, stop=stop).run(time_s)
 
 
-@dataclass(slots=True)
-class _Replaced(Change):
-    """Segments go, and one of their living rows comes."""
-
-    namespace: str
-    merged: Merged
-    record: SegmentRecord | None
-    directory: Path
-    token: int
-    origin: Manifest.Origin = Manifest.Origin.MERGE
-
-    @property
-    def rows(self) -> int:  # type: ignore[override]
-        """Rows that were written."""
-        return 0 if self.record is None else self.record.rows
-
-    def segments(self, manifest: ManifestRecord, listed: Sequence[SegmentRecord]) -> Sequence[SegmentRecord]:
-        """Return the others and the new one, which has lost what its sources have lost meanwhile."""
-        sources = same_segments(listed, self.merged.sources)
-        gone = {source.uid for source in sources}
-        kept = [segment for segment in listed if segment.uid not in gone]
-        if self.record is None:
-            return kept
-        deleted = self.merged.deleted_since(self.directory, sources)
-        return [*kept, deletions_write(self.directory, self.record, deleted, seq=manifest.seq, token=self.token)]
-
-
-@dataclass(slots=True)
-class _Indexed(Change):
-    """A segment gets an index, or it is noted why not."""
-
-    namespace: str
-    before: SegmentRecord
-    record: SegmentRecord
-    origin: Manifest.Origin = Manifest.Origin.INDEX
-    rows: int = 0
-
-    def segments(self, manifest: ManifestRecord, listed: Sequence[SegmentRecord]) -> Sequence[SegmentRecord]:
-        """Return them all, one of them with its index."""
-        (now,) = same_segments(listed, [self.before])
-        indexed = replace(now, index=self.record.index, unindexed=self.record.unindexed, wish=self.record.wish)
-        return [indexed if segment.uid == now.uid else segment for segment in listed]
-
-
 class _Run:
     """One run over a shard, under its merge lease; with `rest_s` None of full tiers alone."""
 
@@ -171,47 +127,55 @@ class _Run:
         self._rested_at: int | None = None
         self._wishes = requests.pending(head.pk)
         self._looked_at: dict[tuple[str, str], bool] = {}
+        self._works = Works(settings.MLVDB_INDEX_THREADS)
 
     def run(self, time_s: float) -> MergeResult:
-        """Do one step after the other."""
+        """Do one step after the other, and side by side where they are about different segments."""
         started = time.monotonic()
-        result = self._result
-        while not self._stop() and time.monotonic() - started < time_s:
-            step = self._next_step()
-            if step is None:
-                result.is_done = True
-                break
-            began = time.monotonic()
-            try:
-                record = self._merge(step) if isinstance(step, Merging) else self._index(step)
-            except StepVoid as reason:
-                result.void += 1
-                logger.info("merge_void shard=%s namespace=%s reason=%s", self._head.label, step.spec.uid, reason)
-                continue
-            self._count(step, record, time.monotonic() - began)
+        result, works = self._result, self._works
+        try:
+            while True:
+                may_begin = not self._stop() and time.monotonic() - started < time_s
+                if may_begin and works.have_room and self._begin():
+                    continue
+                work = works.take_ended(within_s=_LOOK_FOR_MORE_S)
+                if work is not None:
+                    self._end(work)
+                elif not works.are_running:
+                    result.is_done = may_begin
+                    break
+        finally:
+            works.abandon()
         result.took_s = time.monotonic() - started
         return result
 
     # What is to be done.
 
-    def _next_step(self) -> Step | None:
+    def _begin(self) -> bool:
+        """Begin the next step; return false when there is none now."""
         for _attempt in range(_ATTEMPTS):
             head, manifest = newest(self._head.pk)
-            if self._rest_s is None:
-                return _planner(self._head.pk, indexing=False).next_step(manifest, rested=False)
-            planner = _planner(self._head.pk, self._segments_anew(manifest))
-            step = planner.next_step(manifest, rested=False)
-            if step is not None:
-                return step
-            self._settle()
-            step = planner.next_step(manifest, rested=True)
-            if step is None or not self._rests(head, self._rest_s):
-                return None
-            now = log.read_head(self._head.pk)
-            if now is not None and now.manifest == head.manifest:
-                return step
-            # A checkpoint turned the rest of the tail into a segment meanwhile.
-        return None
+            planner = self._planner(manifest)
+            step = planner.next_step(manifest, rested=False, busy=self._works.busy)
+            if step is None:
+                if self._rest_s is None or self._works.are_running:
+                    return False
+                self._settle()
+                step = planner.next_step(manifest, rested=True)
+                if step is None or not self._rests(head, self._rest_s):
+                    return False
+                now = log.read_head(self._head.pk)
+                if now is None or now.manifest != head.manifest:
+                    # A checkpoint turned the rest of the tail into a segment meanwhile.
+                    continue
+            self._work_on(step, planner, manifest.number)
+            return True
+        return False
+
+    def _planner(self, manifest: ManifestRecord) -> Planner:
+        if self._rest_s is None:
+            return _planner(self._head.pk, indexing=False)
+        return _planner(self._head.pk, self._segments_anew(manifest))
 
     def _settle(self) -> None:
         """Take note that nothing is left to be indexed: what was wished for or found faulty is done, or cannot be."""
@@ -270,56 +234,39 @@ class _Run:
 
     # Doing it.
 
-    def _merge(self, step: Merging) -> SegmentRecord | None:
-        directory = segment_directory(self._head.uid, step.spec.uid)
-        try:
-            merged = at_low_priority(partial(merge_write, directory, step.spec, step.sources, token=self._token))
-        except CorruptSegment as error:
-            self._look_for_damage(step.sources, error)
-            raise StepVoid("a source is not listed any more") from error
-        record = merged.record
-        try:
-            # Where no source has an index it can wait: while segments come fast, merging them keeps their number down.
-            had_index = any(source.index is not None for source in step.sources)
-            if record is not None and had_index and self._wants_index(record, step.spec):
-                record = self._with_index(step.spec, record, is_new=True)
-        except BaseException:
-            discard(directory, merged.record)
-            raise
-        try:
-            commit(self._head.pk, self._lease, _Replaced(step.spec.uid, merged, record, directory, self._token))
-        except (StepVoid, MLVectorDBError):
-            discard(directory, merged.record)
-            raise
-        return record
-
-    def _index(self, step: Indexing) -> SegmentRecord:
-        try:
-            record = self._with_index(step.spec, step.segment, is_new=False)
-        except CorruptSegment as error:
-            self._look_for_damage([step.segment], error)
-            raise StepVoid("the segment is not listed any more") from error
-        commit(self._head.pk, self._lease, _Indexed(step.spec.uid, step.segment, record))
-        return record
-
-    def _wants_index(self, record: SegmentRecord, spec: NamespaceSpec) -> bool:
-        return self._rest_s is not None and _planner(self._head.pk).wants_index(record, spec.recall_target)
-
-    def _with_index(self, spec: NamespaceSpec, record: SegmentRecord, *, is_new: bool) -> SegmentRecord:
+    def _work_on(self, step: Step, planner: Planner, number: int) -> None:
+        spec = step.spec
         wish = self._wishes.get(spec.uid)
-        return at_low_priority(
-            partial(
-                index_write,
-                segment_directory(self._head.uid, spec.uid),
-                spec,
-                record,
-                queries=sample_of(spec.uid, spec.dimension),
-                number=newest(self._head.pk)[1].number,
-                token=self._token,
-                wish=record.wish if wish is None else wish.pk,
-                is_new=is_new,
-            )
+        making = Making(
+            segment_directory(self._head.uid, spec.uid),
+            planner,
+            self._token,
+            number,
+            None if self._rest_s is None else sample_of(spec.uid, spec.dimension),
+            None if wish is None else wish.pk,
+            self._works.threads,
         )
+        self._works.begin(step, partial(making.make, step), now=time.monotonic())
+
+    def _end(self, work: Work) -> None:
+        """List what a step has made."""
+        step = work.step
+        try:
+            try:
+                made = work.result()
+            except CorruptSegment as error:
+                self._look_for_damage(step.segments, error)
+                raise StepVoid("a source is not listed any more") from error
+            try:
+                commit(self._head.pk, self._lease, made)
+            except (StepVoid, MLVectorDBError):
+                made.discard()
+                raise
+        except StepVoid as reason:
+            self._result.void += 1
+            logger.info("merge_void shard=%s namespace=%s reason=%s", self._head.label, step.spec.uid, reason)
+            return
+        self._count(step, made.record, time.monotonic() - work.began)
 
     def _look_for_damage(self, sources: Sequence[SegmentRecord], error: CorruptSegment) -> None:
         """Return when segments could not be read because they are not listed any more; else raise what is wrong."""
