@@ -160,12 +160,24 @@ def _read_announced(request: HttpRequest, text: str, limit: int) -> bytes:
         raise _too_large(limit)
     _take_permit()
     try:
-        body = request.read(length)
+        body = request.read(length) if length <= _PIECE_BYTES else _read_pieces(request, length)
     finally:
         _give_permit_back()
     if len(body) < length:
         raise RequestError(f"the body ended after {len(body)} of {length} bytes", code="incomplete_body", field="body")
     return body
+
+
+def _read_pieces(stream: HttpRequest, length: int) -> bytes:
+    """Return up to `length` bytes. Where all are asked for at once the server gathers them in memory that grows with
+    them, which costs more than the pieces.
+    """
+    pieces: list[bytes] = []
+    left = length
+    while left and (piece := stream.read(min(left, _PIECE_BYTES))):
+        pieces.append(piece)
+        left -= len(piece)
+    return b"".join(pieces)
 
 
 def _read_chunked(stream: IO[bytes], limit: int) -> bytes:

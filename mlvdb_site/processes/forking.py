@@ -22,9 +22,12 @@ from pathlib import Path
 
 from mlvdb_site.processes import lifeline
 
+_M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
 _MMAP_FROM_BYTES = 1024 * 1024
+_BODY_BYTES = 16 * 1024 * 1024
+_KEPT_BYTES = 32 * 1024 * 1024
 _OWN_HANDLERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)
 
 
@@ -44,6 +47,19 @@ def limit_arenas() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_ARENA_MAX, 2)
         libc.mallopt(_M_MMAP_THRESHOLD, _MMAP_FROM_BYTES)
+
+
+def keep_memory_of_bodies() -> None:
+    """Let malloc use the memory of one large body for the next one, in this process and in those forked from it.
+
+    What is mapped anew for each of them is cleared page by page by the system: a quarter of a worker's processor time
+    under a load of JSON. Up to 32 MB an arena stay; the rest goes back, and that too after a checkpoint
+    (`vectors.runtime.release_memory`).
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, _BODY_BYTES)
+        libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
 def freeze() -> None:

@@ -7,6 +7,7 @@ the fork. Where processes cannot be forked safely (macOS) the workers are spawne
 
 from __future__ import annotations
 
+import gc
 import importlib
 import logging
 import multiprocessing
@@ -29,6 +30,9 @@ from mlvdb_site.processes.listener import BACKLOG, LISTEN_VARIABLE
 
 TARGET = "mlvdb_site.wsgi:application"
 RESPAWN_INTERVAL_S = 0.1
+COLLECTED_EVERY = (20_000, 20, 20)
+"""How often a worker looks for cycles of garbage. One body is thousands of lists that are no cycles, and are gone with
+it: the interpreter's own numbers have them all looked at several times."""
 KILL_TIMEOUT_S = 5
 CRASH_LOOP_RESPAWNS = 6
 CRASH_LOOP_WITHIN_S = 10.0
@@ -91,6 +95,7 @@ def main(_arguments: Sequence[str] = ()) -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "mlvdb_site.settings")
     from django.conf import settings
 
+    forking.keep_memory_of_bodies()
     start_method = "fork" if forking.is_safe() else "spawn"
     multiprocessing.set_start_method(start_method, force=True)
     if start_method == "fork":
@@ -133,6 +138,7 @@ def load_worker(main_pid: int) -> Callable[..., Any]:
     # Until granian's handlers are there those of the main process are, which do nothing here: SIGTERM would be lost.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     application: Callable[..., Any] = importlib.import_module("mlvdb_site.wsgi").application
+    gc.set_threshold(*COLLECTED_EVERY)
     # Each worker opens its engines now, not at its first request.
     importlib.import_module("vectors.runtime").runtime()
     return application

@@ -66,6 +66,29 @@ def test_a_body_shorter_than_announced_is_refused(standing_api: Api) -> None:
     assert checked_error(response)["code"] == "incomplete_body"
 
 
+@pytest.mark.parametrize("short_by", [0, 1])
+def test_a_large_body_is_read_in_pieces_to_its_announced_end(standing_api: Api, short_by: int) -> None:
+    asked: list[int] = []
+
+    class Stream(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            assert size is not None
+            asked.append(size)
+            return super().read(size)
+
+    body = orjson.dumps({"ids": [1, 2]}).ljust(1_000_001) + b"what follows is of another request"
+    stream = Stream(body if not short_by else body[:1_000_000])
+
+    response = standing_api.post("/vectors/fetch", **{"CONTENT_LENGTH": "1000001", "wsgi.input": stream})
+
+    assert 0 < max(asked) < 500_000
+    if short_by:
+        assert checked_error(response)["code"] == "incomplete_body"
+    else:
+        assert [row["id"] for row in response.json()["vectors"]] == [1, 2]
+        assert stream.tell() == 1_000_001
+
+
 @pytest.mark.parametrize("length", ["many", "-1", "+2", "1_0", "²", "9" * 5000])
 def test_a_content_length_that_is_no_number_is_refused(standing_api: Api, length: str) -> None:
     """A negative one would have a server's stream read to its end, whatever the limit."""
