@@ -10,12 +10,14 @@ everywhere.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal, NamedTuple, cast
 
 import numpy as np
 
+from vectors.engine.fetching import products_of
 from vectors.engine.parts import Part
 
 Metric = Literal["cosine", "ip", "l2"]
@@ -25,7 +27,6 @@ _UNIT_ROUNDOFF = 2.0**-24
 _FLOAT32_SAFE_HIGH = 1e18
 _FLOAT32_SAFE_LOW = 1e-15
 _CHUNK_ROWS = 4096
-_FETCHED_BYTES = 384 * 1024
 
 
 def lower_is_better(metric: Metric) -> bool:
@@ -54,8 +55,8 @@ class Query:
         """Prepare (d,) float32 values."""
         exact = values.astype(np.float64)
         # Summed as the rows are, so that a row compared with itself has a cosine of exactly 1.
-        squared = float(np.square(exact[np.newaxis, :]).sum(axis=1)[0])
-        norm = float(np.sqrt(squared))
+        squared = float(np.add.reduce(np.square(exact[np.newaxis, :]), axis=1)[0])
+        norm = math.sqrt(squared)
         if metric == "cosine":
             scan = (exact / norm if norm else exact).astype(np.float32)
             return cls(metric, scan, exact, norm, squared)
@@ -85,8 +86,7 @@ def exact_scores(rows: np.ndarray, query: Query) -> np.ndarray:
     return scores
 
 
-@dataclass(frozen=True, slots=True)
-class Scan:
+class Scan(NamedTuple):
     """Goodness (n,) of rows, and how far each may be from the true one: one number, or (n,)."""
 
     goodness: np.ndarray
@@ -107,14 +107,7 @@ def products(
     elif gathered is not None:
         raw = gathered @ query.scan
     else:
-        # So few rows at a time that they are still in the cache when they are multiplied.
-        step = max(16, _FETCHED_BYTES // (4 * len(query.scan)))
-        if len(chosen) <= step:
-            return to_goodness(part, rows, query, part.matrix[chosen] @ query.scan, chosen)
-        raw = np.empty(len(chosen), dtype=np.float32)
-        for start in range(0, len(chosen), step):
-            some = chosen[start : start + step]
-            np.dot(part.matrix[some], query.scan, out=raw[start : start + len(some)])
+        raw = products_of(part.matrix, chosen, query.scan)
     return to_goodness(part, rows, query, raw, chosen)
 
 

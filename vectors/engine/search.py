@@ -225,7 +225,7 @@ def _from_index(
 
 def _keep_proposed(view: PartView, rows: np.ndarray, wanted: Wanted, floor: float) -> _Proposal:
     scan = products(view.part, view.rows, wanted.query, rows)
-    return _keep(view, scan, None, rows, wanted.k, floor)._replace(strategy="index")
+    return _keep(view, scan, None, rows, wanted.k, floor, strategy="index")
 
 
 def _propose(view: PartView, selection: Selection, wanted: Wanted, floor: float) -> _Proposal:
@@ -268,14 +268,20 @@ def _floor_of(wanted: Wanted) -> float:
 
 
 def _keep(
-    view: PartView, scan: Scan, matching: np.ndarray | None, chosen: np.ndarray | None, k: int, floor: float
+    view: PartView,
+    scan: Scan,
+    matching: np.ndarray | None,
+    chosen: np.ndarray | None,
+    k: int,
+    floor: float,
+    strategy: Strategy = "exact",
 ) -> _Proposal:
     goodness = scan.goodness
     if matching is not None:
         goodness[~matching] = -np.inf
     kept, floor = contenders(goodness, k, scan.error, floor)
     error = scan.error[kept] if isinstance(scan.error, np.ndarray) else scan.error
-    return _Proposal(view, kept if chosen is None else chosen[kept], goodness[kept], error, floor)
+    return _Proposal(view, kept if chosen is None else chosen[kept], goodness[kept], error, floor, strategy)
 
 
 def _settle(proposals: Sequence[_Proposal], wanted: Wanted) -> Result:
@@ -288,7 +294,9 @@ def _settle(proposals: Sequence[_Proposal], wanted: Wanted) -> Result:
     chosen: list[np.ndarray] = []
     views: list[PartView] = []
     for item in proposals:
-        rows = item.rows[item.goodness + item.error >= floor]
+        rows = item.rows
+        if item.floor < floor:
+            rows = rows[item.goodness + item.error >= floor]
         if len(rows):
             chosen.append(rows)
             views.append(item.view)

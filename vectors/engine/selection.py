@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
+from typing import TypeVar, cast
 
 import numpy as np
 
@@ -13,7 +15,12 @@ GATHERED_BYTES = 4 * 1024 * 1024
 """Up to how many bytes of vectors the rows of one filter are kept side by side, once it has come twice: scanning them
 so is five times cheaper than fetching them from all over the part."""
 
+CODED_BYTES = 8 * 1024 * 1024
+"""Up to how many bytes the codes of the rows of one filter are kept side by side, once it has come twice."""
+
 _ALL = "all"
+
+Known = TypeVar("Known")
 
 
 class Selection:
@@ -30,7 +37,8 @@ class Selection:
         self._is_kept = isinstance(view.part, FrozenPart)
         self._uses = 0
         self._gathered: np.ndarray | None = None
-        self._by_cell: tuple[object, np.ndarray] | None = None
+        self._remembered: tuple[object, object] | None = None
+        self._coded: tuple[object, object] | None = None
 
     @cached_property
     def rows(self) -> np.ndarray:
@@ -58,19 +66,42 @@ class Selection:
                 self._gathered = matrix[self.rows]
         return self._gathered
 
-    def by_cell(self, cells_of_rows: np.ndarray, cells: int) -> np.ndarray:
-        """Return how many of the rows lie in each of some cells: (cells,) int64, not to be written."""
-        known = self._by_cell
-        if known is None or known[0] is not cells_of_rows:
-            mine = cells_of_rows if self.mask is None else cells_of_rows[self.mask]
-            known = self._by_cell = (cells_of_rows, np.bincount(mine, minlength=cells))
-        return known[1]
+    def remembered(self, key: object, make: Callable[[], Known]) -> Known:
+        """Return what `make` makes of the rows, and keep it for the next one who asks with the very same `key`."""
+        known = self._remembered
+        if known is None or known[0] is not key:
+            known = self._remembered = (key, make())
+        return cast(Known, known[1])
+
+    def coded(self, key: object, make: Callable[[np.ndarray], Known]) -> Known | None:
+        """Return what `make` makes of `rows`, a copy of their codes, for the very same `key`: from the second call on.
+
+        It is for rows with up to CODED_BYTES of codes.
+        """
+        known = self._coded
+        if known is None or known[0] is not key:
+            if not self._is_kept:
+                return None
+            # Once is no reason for a copy.
+            known = self._coded = (key, None)
+            return None
+        if known[1] is None:
+            known = self._coded = (key, make(self.rows))
+        return cast(Known, known[1])
 
     @property
     def nbytes(self) -> int:
         """Bytes it takes at most, whatever it is asked."""
         gathered = self.count * self._row_bytes
-        return self.total + self.total // 8 + 8 * self.count + (gathered if gathered <= GATHERED_BYTES else 0)
+        # Codes take a sixteenth of what vectors take, and an eighth where there are few dimensions.
+        coded = gathered // 8
+        return (
+            self.total
+            + self.total // 8
+            + 8 * self.count
+            + (gathered if gathered <= GATHERED_BYTES else 0)
+            + (coded if coded <= 2 * CODED_BYTES else 0)
+        )
 
 
 def select(view: PartView, filter: Filter | None) -> Selection:

@@ -12,6 +12,7 @@ import numpy as np
 
 _MIN_BLOCKS = 1024
 _ROWS_PER_BLOCK = 8
+_FEW_ROWS = 1024
 _FEW = 4
 """Rows per answer that are so few that looking for a better floor costs more than their exact scores."""
 
@@ -42,8 +43,8 @@ def contenders(goodness: np.ndarray, k: int, error: float | np.ndarray, floor: f
 
 def _reaching(goodness: np.ndarray, error: float | np.ndarray, floor: float) -> np.ndarray:
     if isinstance(error, np.ndarray):
-        return np.flatnonzero(_reaches(goodness + error, floor))
-    return np.flatnonzero(_reaches(goodness, floor - error))
+        return _reaches(goodness + error, floor).nonzero()[0]
+    return _reaches(goodness, floor - error).nonzero()[0]
 
 
 def kth_largest(values: np.ndarray, k: int) -> float:
@@ -62,12 +63,18 @@ def kth_largest(values: np.ndarray, k: int) -> float:
             values = values[values >= floor]
         if len(values) < k:
             return -np.inf
-    return float(np.partition(values, len(values) - k)[len(values) - k])
+    # The method of a copy is what the function does, at half of its cost where there are few.
+    values = values.copy()
+    values.partition(len(values) - k)
+    return float(values[len(values) - k])
 
 
 def _reaches(values: np.ndarray, floor: float) -> np.ndarray:
     if floor == -np.inf:
         return values > -np.inf
+    if len(values) <= _FEW_ROWS:
+        # In float64 there is nothing to round, and of so few no time to lose.
+        return values >= np.float64(floor)
     # The comparison stays in the array's own type; rounding the floor down keeps it a floor.
     kind, lowest, highest = _range_of(values.dtype)
     limit = kind(min(max(floor, lowest), highest))

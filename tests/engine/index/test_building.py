@@ -11,7 +11,9 @@ from tests.engine.index.segments import clustered, indexed, segment, view_of
 from vectors.engine import index
 from vectors.engine.distances import Metric, Query
 from vectors.engine.index.scanner import Codebook, Scanner, train
+from vectors.engine.parts import PartView
 from vectors.engine.search import Wanted, search
+from vectors.engine.selection import Selection
 
 
 def built_of(values: np.ndarray, metric="cosine", **options):
@@ -171,6 +173,23 @@ def test_a_file_that_is_no_index_is_refused(tmp_path: Path) -> None:
         path.write_bytes(altered)
         with pytest.raises(ValueError):
             index.open_index(path)
+
+
+def test_lists_that_name_rows_the_segment_has_not_are_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever fetches the rows does not look again."""
+    part = segment(clustered(12_000, 64))
+    opened = indexed(part, tmp_path)
+    query = Query.of(part.matrix[7], "cosine")
+    everything = Selection(PartView(part, part.rows, None), None)
+    asked = {"k": 1, "recall": 0.9, "selection": everything}
+    assert 7 in opened.propose(query, **asked)
+
+    for row, is_there in ((part.rows - 1, True), (part.rows, False), (1 << 40, False)):
+        monkeypatch.setattr(opened._scanner, "scan", lambda *_, row=row, **__: np.array([[row, 7, -1]], dtype=np.int64))
+        proposed = opened.propose(query, **asked)
+        assert (proposed is not None) is is_there
 
 
 def test_without_faiss_nothing_is_built_and_nothing_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from tests.engine.index.segments import clustered, indexed, segment, view_of
 from vectors.bench.data import random_rows
 from vectors.engine.distances import Metric, Query
 from vectors.engine.filters import Filter, parse_filter
+from vectors.engine.index import segment_index
 from vectors.engine.namespace import NamespaceView
 from vectors.engine.search import Wanted, search, search_batch
 
@@ -103,8 +104,11 @@ def test_a_recall_of_one_and_another_metric_are_exact(tmp_path: Path) -> None:
     assert search(view, Wanted(Query.of(query.scan, "l2"), 10)).strategy == "exact"
 
 
+@pytest.mark.parametrize("coded", [True, False])
 @pytest.mark.parametrize("share", [0.5, 0.2, 0.1, 0.03, 0.001])
-def test_filters_lose_no_hits(share: float, tmp_path: Path) -> None:
+def test_filters_lose_no_hits(share: float, coded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not coded:
+        monkeypatch.setattr(segment_index, "CODED_BYTES", 0)
     values = clustered(ROWS, 64)
     chosen = np.random.default_rng(4).random(ROWS) < share
     part = segment(values, [b'{"chosen":true}' if item else b"{}" for item in chosen])
@@ -115,8 +119,13 @@ def test_filters_lose_no_hits(share: float, tmp_path: Path) -> None:
     assert recall >= 0.95
 
 
-def test_a_filter_on_what_is_far_from_the_query_loses_no_hits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("coded", [True, False])
+def test_a_filter_on_what_is_far_from_the_query_loses_no_hits(
+    coded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where the rows that match lie elsewhere, the cells near the query have none of them."""
+    if not coded:
+        monkeypatch.setattr(segment_index, "CODED_BYTES", 0)
     values = clustered(ROWS, 64)
     query = Query.of(values[0], "cosine")
     far = values @ query.scan < np.quantile(values @ query.scan, 0.4)
@@ -127,6 +136,31 @@ def test_a_filter_on_what_is_far_from_the_query_loses_no_hits(tmp_path: Path) ->
     recall, _ways = recall_of(view_of(part), near, filter=filter_of({"far": True}))
 
     assert recall >= 0.95
+
+
+def test_a_filter_that_comes_again_is_answered_from_codes_of_its_own_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = clustered(ROWS, 64)
+    part = segment(values, [b'{"chosen":true}' if row % 3 else b"{}" for row in range(ROWS)])
+    opened = indexed(part, tmp_path)
+    queries, filter = queries_near(values, "cosine"), filter_of({"chosen": True})
+    view = view_of(part)
+    for query in queries[:2]:
+        assert search(view, Wanted(query, 10, filter)).strategy == "index"
+
+    monkeypatch.setattr(opened._scanner, "scan", lambda *_, **__: pytest.fail("other rows are passed"))
+    recall, ways = recall_of(view, queries, filter=filter)
+
+    assert recall >= 0.95
+    assert ways == {"index"}
+    gone = search(view, Wanted(queries[0], 10, filter)).found[:3]
+    part.kill([item.row for item in gone])
+    monkeypatch.undo()
+    for _ in range(3):
+        found = search(view_of(part), Wanted(queries[0], 10, filter)).found
+        assert len(found) == 10
+        assert not {item.key for item in found} & {item.key for item in gone}
 
 
 def test_one_matching_row_is_found(tmp_path: Path) -> None:

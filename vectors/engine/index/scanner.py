@@ -1,4 +1,4 @@
-"""Cells and 4-bit codes as faiss scans them: the only module that knows that library.
+"""Cells and 4-bit codes as faiss makes and scans them: the one module that knows its indexes.
 
 Rows are assigned to the nearest of some cells and kept there as codes of a product quantizer, half a byte for each few
 dimensions. A scan looks at the codes of the cells nearest to a query, 32 rows with a few instructions, and answers the
@@ -9,39 +9,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vectors.engine.distances import Metric
-
-BLOCK_ROWS = 32
-"""Rows whose codes are interleaved; a list has room for whole blocks."""
+from vectors.engine.fetching import faiss_library
+from vectors.engine.index.gathered_codes import BLOCK_ROWS, GatheredCodes, unpacked
 
 _BITS = 4
 _CODES = 1 << _BITS
 _ROW_NUMBER_BYTES = 8
 _CELL_ROUNDS = 6
-_CODE_ROUNDS = 8
+_CODE_ROUNDS = 5
 _ROWS_PER_CELL_TRAINED = 64
-_ROWS_CODES_TRAINED = 3072
-
-
-@cache
-def _faiss() -> Any:
-    try:
-        import faiss
-    except ImportError:
-        return None
-    return faiss
+_ROWS_CODES_TRAINED = 2048
 
 
 @contextmanager
 def threads_of(count: int) -> Iterator[None]:
     """Let faiss use `count` threads meanwhile: what answers searches uses one."""
-    faiss = _faiss()
+    faiss = faiss_library()
     faiss.omp_set_num_threads(count)
     try:
         yield
@@ -51,7 +41,7 @@ def threads_of(count: int) -> Iterator[None]:
 
 def available() -> bool:
     """Whether faiss is there."""
-    return _faiss() is not None
+    return faiss_library() is not None
 
 
 class Codebook:
@@ -83,7 +73,7 @@ def train(
 
     `by_direction`: the rows have length 1, and so shall the cells.
     """
-    faiss = _faiss()
+    faiss = faiss_library()
     dimension = sample.shape[1]
     with threads_of(threads):
         clustering = faiss.Kmeans(
@@ -115,7 +105,7 @@ class Scanner:
     """A codebook and the lists of rows coded with it. Searches are thread-safe, `add` is not."""
 
     def __init__(self, codebook: Codebook, metric: Metric) -> None:
-        faiss = _faiss()
+        faiss = faiss_library()
         self.codebook = codebook
         self._metric = metric
         self._cell_norms = np.einsum("ij,ij->i", codebook.cells, codebook.cells)
@@ -136,7 +126,7 @@ class Scanner:
         cls, codebook: Codebook, metric: Metric, *, path: Path, offset: int, size: int, list_rows: np.ndarray
     ) -> Scanner:
         """Return one whose lists, of `list_rows` (c,) rows, begin at `offset` of a file of `size` bytes, and map it."""
-        faiss = _faiss()
+        faiss = faiss_library()
         scanner = cls(codebook, metric)
         mapped = faiss.OnDiskInvertedLists()
         mapped.nlist, mapped.code_size = len(list_rows), codebook.code_bytes
@@ -178,11 +168,11 @@ class Scanner:
         """Return the rows of a cell: (n,) int64."""
         lists = self._index.invlists
         size = lists.list_size(cell)
-        return _faiss().rev_swig_ptr(lists.get_ids(cell), size).copy() if size else np.empty(0, dtype=np.int64)
+        return faiss_library().rev_swig_ptr(lists.get_ids(cell), size).copy() if size else np.empty(0, dtype=np.int64)
 
     def list_chunks(self) -> Iterator[memoryview]:
         """Yield what `over_file` maps: of each cell the codes of whole blocks, then the row numbers."""
-        faiss, lists = _faiss(), self._index.invlists
+        faiss, lists = faiss_library(), self._index.invlists
         sizes = self.list_rows
         code_bytes, number_bytes = list_bytes(sizes, self.codebook.code_bytes)
         for cell, (rows, codes, numbers) in enumerate(
@@ -194,6 +184,27 @@ class Scanner:
             room = np.zeros(numbers // _ROW_NUMBER_BYTES, dtype=np.int64)
             room[:rows] = self.numbers(cell)
             yield room.data.cast("B")
+
+    def gathered(self, rows: np.ndarray, cells_of_rows: np.ndarray) -> GatheredCodes:
+        """Return a copy of the codes of some rows (n,) int64; `cells_of_rows` (rows,) are the cells of all rows."""
+        code_bytes = self.codebook.code_bytes
+        found = np.empty((len(rows), code_bytes), dtype=np.uint8)
+        cells = cells_of_rows[rows]
+        order = np.argsort(cells, kind="stable")
+        bounds = np.flatnonzero(np.diff(cells[order], prepend=-1))
+        for start, stop in pairwise([*bounds.tolist(), len(order)]):
+            mine = order[start:stop]
+            cell = int(cells[mine[0]])
+            numbers = self.numbers(cell)
+            by_number = np.argsort(numbers)
+            places = by_number[np.searchsorted(numbers[by_number], rows[mine])]
+            found[mine] = unpacked(self._packed(cell, len(numbers)), places, code_bytes)
+        return GatheredCodes(self.codebook.codes, found, self._metric)
+
+    def _packed(self, cell: int, rows: int) -> np.ndarray:
+        size = -(-rows // BLOCK_ROWS) * BLOCK_ROWS * self.codebook.code_bytes
+        packed: np.ndarray = faiss_library().rev_swig_ptr(self._index.invlists.get_codes(cell), size)
+        return packed
 
     def distances(self, queries: np.ndarray) -> np.ndarray:
         """Return how far each cell is from queries (n, D) float32, in lengths of rows: (n, c) float32.
@@ -228,7 +239,7 @@ class Scanner:
         (n, count) int64, best first as far as codes can tell, -1 where there are no more. `selected` has one bit a row,
         the lowest row in the lowest bit, and leaves the other rows out.
         """
-        faiss = _faiss()
+        faiss = faiss_library()
         probes = cells.shape[1]
         if selected is None:
             parameters = self._parameters.get(probes)

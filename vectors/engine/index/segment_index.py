@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,15 +12,15 @@ from vectors.engine.distances import Query
 from vectors.engine.index import layout, reach
 from vectors.engine.index.scanner import Codebook, Scanner, available
 from vectors.engine.index.tuning import Setting
-from vectors.engine.selection import Selection
+from vectors.engine.selection import CODED_BYTES, Selection
 
 # What searching costs, measured on one core with 384 dimensions: a byte of codes, a float of a row fetched from
 # anywhere, of one scanned in order, of one at hand side by side; a cell that is looked at; every use of the index.
-CODE_NS = 0.1
-FETCHED_NS = 0.45
+CODE_NS = 0.06
+FETCHED_NS = 0.4
 SCANNED_NS = 0.27
 GATHERED_NS = 0.12
-CELL_NS = 50.0
+CELL_NS = 150.0
 INDEX_NS = 40_000.0
 
 _NEARLY_ALL = 0.9
@@ -48,6 +48,14 @@ class Tuning:
         """Read `to_document`'s result."""
         settings = [Setting.of(item) for item in document["settings"]]
         return cls(k=int(document["k"]), share=float(document["share"]), settings=settings)
+
+
+class _Where(NamedTuple):
+    """Where selected rows lie: how many in each cell (c,), the cells (n,) int64 that have any, their share of those."""
+
+    matches: np.ndarray
+    cells: np.ndarray
+    share: float
 
 
 class SegmentIndex:
@@ -122,24 +130,35 @@ class SegmentIndex:
         return [_enough(rows, k, selection) for rows in found]
 
     def _from_selected(self, query: Query, *, k: int, recall: float, selection: Selection) -> np.ndarray | None:
-        matches = selection.by_cell(self._cells_of_rows, self._cells)
-        # Rows selected may lie close together: what counts is how many there are where there are any.
-        occupied = matches > 0
-        inhabited = int(np.count_nonzero(occupied))
-        share = selection.count / max(1, int(self._list_rows[occupied].sum()))
-        setting = self._setting(k, recall, share)
+        lie = selection.remembered(self._cells_of_rows, lambda: self._where(selection))
+        setting = self._setting(k, recall, lie.share)
         if setting is None or self._is_dearer(setting, selection):
             return None
         padded = self._padded([query])
-        there = np.flatnonzero(occupied)
-        nearest, probes = reach.nearest_of_one(self._scanner.distances(padded)[0, there], self._spread, setting.reach)
-        order = there[nearest]
+        if selection.count * self._row_bytes <= CODED_BYTES:
+            coded = selection.coded(self._cells_of_rows, lambda rows: self._scanner.gathered(rows, self._cells_of_rows))
+            if coded is not None:
+                # In order, and those that are none come first.
+                places = coded.nearest(padded, min(setting.count, coded.rows))
+                places.sort()
+                return _enough(selection.rows[places[int(places.searchsorted(0)) :]], k, selection)
+        nearest, probes = reach.nearest_of_one(
+            self._scanner.distances(padded)[0, lie.cells], self._spread, setting.reach
+        )
+        order = lie.cells[nearest]
         # As many selected rows as the same number of cells has on average: near cells may have few of them.
-        wanted = probes * selection.count / inhabited
-        reached = int(np.searchsorted(np.cumsum(matches[order]), wanted)) + 1
+        wanted = probes * selection.count / len(lie.cells)
+        reached = int(np.searchsorted(np.cumsum(lie.matches[order]), wanted)) + 1
         cells = order[np.newaxis, : max(probes, reached)]
         [rows] = self._scanner.scan(padded, cells, count=setting.count, selected=selection.bits)
         return _enough(rows, k, selection)
+
+    def _where(self, selection: Selection) -> _Where:
+        mine = self._cells_of_rows if selection.mask is None else self._cells_of_rows[selection.mask]
+        matches = np.bincount(mine, minlength=self._cells)
+        cells = np.flatnonzero(matches)
+        # Rows selected may lie close together: what counts is how many there are where there are any.
+        return _Where(matches, cells, selection.count / max(1, int(self._list_rows[cells].sum())))
 
     def _is_dearer(self, setting: Setting, selection: Selection) -> bool:
         """Whether scoring all selected rows costs less than asking the index."""
@@ -247,8 +266,14 @@ def open_index(path: Path) -> SegmentIndex:
 
 
 def _enough(rows: np.ndarray, k: int, selection: Selection) -> np.ndarray | None:
-    """Return the rows found, in order; None when there are more selected rows than found, and fewer than `k` found."""
+    """Return the rows found, in order; None when there are more selected rows than found, and fewer than `k` found.
+
+    None as well where the lists say rows that the segment has not: nobody looks again before they are fetched.
+    """
     # In order they are fetched faster, and those that are none come first.
     rows.sort()
-    found = rows[int(rows.searchsorted(0)) :]
-    return None if len(found) < min(k, selection.count) else found
+    if len(rows) and rows[0] < 0:
+        rows = rows[int(rows.searchsorted(0)) :]
+    if len(rows) < min(k, selection.count) or (len(rows) and rows[-1] >= selection.total):
+        return None
+    return rows
